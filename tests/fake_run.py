@@ -27,12 +27,12 @@ VERSIONS = {"metaworld": "3.1.0", "mujoco": "3.3.0", "gl": "egl", "render": "fas
 
 
 def results(failing: bool = True) -> list[EpisodeResult]:
-    """Told 20, swapped 20 and unrelated 10 episodes per task; if `failing`, told seed 3 of the door fails."""
+    """Return 20 original, 20 swapped and 10 unrelated episodes per task. `failing`: an original one fails."""
 
-    def one(condition: str, task: str, told: str, seed: int, reached: str | None) -> EpisodeResult:
+    def one(condition: str, task: str, instructed: str, seed: int, reached: str | None) -> EpisodeResult:
         return EpisodeResult(
-            benchmark="metaworld/half-open", condition=condition, task=task, instructed=told, instruction=WORDS[told],
-            seed=seed, outcome="success" if reached == task else "failure", reached=reached, steps=30 + seed,
+            benchmark="metaworld/half-open", condition=condition, task=task, instructed=instructed,
+            instruction=WORDS[instructed], seed=seed, outcome="success" if reached == task else "failure", reached=reached, steps=30 + seed,
             latency_ms=9.5,
             checkpoint="0123456789abcdef", protocol={"simulator": VERSIONS},
         )  # fmt: skip
@@ -63,7 +63,7 @@ def frames(number: int, success: bool, text: str, length: int = 16, size: int = 
 
 
 def make_run(root: Path, failing: bool = True, filmed: bool = True) -> Path:
-    """All parts of a run. `filmed`: a success per task, each swapped pair, and the failure if there is one."""
+    """Write all parts of a run. `filmed`: with videos of a success per task, each swapped pair and the failure."""
     (root / "checkpoint").mkdir(parents=True)
     (root / "checkpoint" / "config.yaml").write_text(
         "name: quickstart\nbenchmark: metaworld/half-open\nmodel:\n  backbone: nano  # <small>\n  chunk: 8\n"

@@ -1,4 +1,4 @@
-"""Commands of anyvla as processes of their own: a group to signal, workers to count."""
+"""Start anyvla commands as processes with a group to signal and workers to count."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def start(folder: Path, *arguments: Any, **options: Any) -> subprocess.Popen[str
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
-    """Wait for a condition. Fails if the process ends before, or it takes too long."""
+    """Wait for a condition. Fails if the process ends first or the time is over."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it did not come to that in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)
 
 
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All processes that it started, and those that these started."""
+    """Return all child processes, recursively."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all of them have ended."""
+    """Return whether all of them have ended."""
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)

@@ -166,7 +166,7 @@ def test_every_option_of_a_bundled_recipe_reaches_it(name: str) -> None:
     assert to_dict(read(name))["training"]["seed"] == 0
 
 
-def test_a_file_goes_before_a_bundled_recipe_of_its_name(tmp_path, monkeypatch) -> None:
+def test_a_file_wins_over_a_bundled_recipe_of_its_name(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find("pi0") != tmp_path / "pi0"
     (tmp_path / "pi0").write_text(find("quickstart").read_text())

@@ -1,4 +1,4 @@
-"""docs/structures.md says what the program says."""
+"""Tests that docs/structures.md agrees with the program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tool() -> ModuleType:
     return module
 
 
-def test_the_table_is_what_the_rules_say(tool: ModuleType) -> None:
+def test_the_table_follows_the_rules(tool: ModuleType) -> None:
     page = PAGE.read_text()
     remedy = "run `python tools/make_structures_page.py --table`"
     assert page == tool.replace_table(page, list(combinations())), remedy
@@ -55,6 +55,6 @@ def test_every_preset_has_its_picture_and_there_are_no_others() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_picture_is_what_explain_draws(tool: ModuleType, name: str) -> None:
+def test_the_picture_equals_the_output_of_explain(tool: ModuleType, name: str) -> None:
     drawn = (tool.PICTURES / f"{name}.svg").read_text()
     assert drawn == tool.draw(name), f"run `python tools/make_structures_page.py --only {name}`"

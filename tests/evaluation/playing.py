@@ -21,7 +21,7 @@ LANGUAGES = [parse(c) for c in ("original", "swapped", "unrelated")]
 
 
 class Obedient(VLA):
-    """Goes where it is told, by the words alone; the rest is a real policy. Keeps what it is asked."""
+    """A policy whose decoder moves the cart as instructed. It records the sessions and batches that it gets."""
 
     pace: float = 1
 
@@ -48,7 +48,7 @@ def play(vla: VLA, plans: Sequence[EpisodePlan], folder: Path, **keys: Any) -> l
     return evaluate(vla, plans, keys.pop("opened"), config, folder, **keys)
 
 
-def told(condition: str = "original", suite: str = "line", **keys: Any) -> list[EpisodePlan]:
+def make_plans(condition: str = "original", suite: str = "line", **keys: Any) -> list[EpisodePlan]:
     return plan_episodes(SUITES[suite], EvaluationConfig(**keys), [parse(condition)])
 
 

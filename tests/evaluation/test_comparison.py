@@ -53,7 +53,7 @@ def test_a_comparison_is_antisymmetric(outcomes: list[tuple[bool, bool]]) -> Non
     assert there.p == back.p
 
 
-def test_what_only_one_solved_decides() -> None:
+def test_episodes_that_one_policy_solved_decide() -> None:
     a = episodes([True] * 60 + [False] * 40)
     same = compare(a, episodes([True] * 60 + [False] * 40, "b"))
     assert (same.difference.low, same.difference.high, same.p) == (0, 0, 1)
@@ -64,9 +64,9 @@ def test_what_only_one_solved_decides() -> None:
     assert better.length is None
 
 
-def test_episodes_are_paired_by_condition_task_and_seed_wherever_they_are_in_the_file() -> None:
+def test_episodes_are_paired_by_condition_task_and_seed() -> None:
     def lines(won: dict[str, str], checkpoint: str) -> list[EpisodeResult]:
-        """Seeds from 0 on in order: + success, - failure, ! error, . not played."""
+        """Return a result per mark, with seeds from 0: + success, - failure, ! error, . not played."""
         outcomes = {"+": "success", "-": "failure", "!": "error"}
         return [
             replace(RESULT, condition=c, task=t, instructed=t, seed=i, outcome=outcomes[mark], checkpoint=checkpoint)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_episodes_are_paired_by_condition_task_and_seed_wherever_they_are_in_the
         assert found.p == pytest.approx(130 / 256 * 0.5 * 2)  # 3 of 9 or fewer: (1 + 9 + 36 + 84) / 512, two-sided
 
 
-def test_the_difference_is_drawn_anew_within_each_task() -> None:
+def test_differences_are_resampled_within_each_task() -> None:
     """B solves every `open` that A does not, and no `close` is solved: within a task nothing varies."""
     a = episodes([False] * 40)
     b = episodes([i % 2 == 0 for i in range(40)], "b")
@@ -96,7 +96,7 @@ def test_the_difference_is_drawn_anew_within_each_task() -> None:
     assert (found.difference.low, found.difference.value, found.difference.high) == (0.5, 0.5, 0.5)
     apart = [replace(r, task="open", condition=("original", "empty")[r.seed % 2]) for r in a]
     found = compare(apart, [replace(r, outcome=o.outcome) for r, o in zip(apart, b, strict=True)])
-    assert (found.difference.low, found.difference.high) == (0.5, 0.5)  # so it does within a condition
+    assert (found.difference.low, found.difference.high) == (0.5, 0.5)  # nor does anything vary within a condition
 
 
 def test_the_interval_of_a_difference_holds_95_percent() -> None:
@@ -152,9 +152,7 @@ def test_many_comparisons_are_corrected() -> None:
 
 
 @pytest.mark.parametrize(("rate", "difference", "correlation"), [(0.8, 0.1, 0.5), (0.5, -0.15, 0.0)])
-def test_so_many_pairs_show_the_difference_as_often_as_promised(
-    rate: float, difference: float, correlation: float
-) -> None:
+def test_the_sample_size_gives_the_promised_power(rate: float, difference: float, correlation: float) -> None:
     n, other = paired_sample_size(difference, rate, correlation), rate + difference
     both = rate * other + correlation * np.sqrt(rate * (1 - rate) * other * (1 - other))
     rng, seen = np.random.default_rng(0), 0
@@ -189,10 +187,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Three runs of 40 episodes each; under other instructions the first is the best."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    for name, told, empty in (("one", 30, 40), ("two", 23, 30), ("three", 36, 10)):
+    for name, original, empty in (("one", 30, 40), ("two", 23, 30), ("three", 36, 10)):
         lines = [
             line
-            for condition, count in (("empty", empty), ("original", told))
+            for condition, count in (("empty", empty), ("original", original))
             for line in episodes([True] * count + [False] * (40 - count), name, condition=condition)
         ]
         write_results(tmp_path / name / "eval" / "results.jsonl", lines)
@@ -217,10 +215,10 @@ def test_compare_prints_each_policy_against_the_first(runs: list[str], capsys: p
     assert len(printed) == 3
 
 
-def test_compare_takes_the_condition_that_is_asked_for(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_uses_the_requested_condition(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *runs, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {n: (c["a"]["value"], c["b"]["value"]) for n, c in told.items()} == {
+    printed = json.loads(capsys.readouterr().out)
+    assert {n: (c["a"]["value"], c["b"]["value"]) for n, c in printed.items()} == {
         "two": (0.75, 0.575),
         "three": (0.75, 0.9),
     }

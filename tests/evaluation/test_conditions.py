@@ -38,7 +38,7 @@ def test_a_condition_is_read_and_written(text: str, condition: Condition) -> Non
 
 
 def test_the_order_of_factors_makes_no_difference() -> None:
-    """Nor does the place of a delay or of a disturbance: results of one condition have one name."""
+    """Neither does the order of delay and disturbance: each condition has one name."""
     for text in ("original+light=dim+camera=far+push@3+delay=2", "original+delay=2+push@3+camera=far+light=dim"):
         assert str(parse(text)) == "original+camera=far+light=dim+push@3+delay=2"
 
@@ -60,8 +60,8 @@ DISTURBANCES = ("push@10", "push@30", "pull@10", "pull@30")
         (["original", "original", "original+texture=dark"], ["original", "original+texture=dark"]),
     ],
 )
-def test_sets_are_written_out_and_each_condition_is_there_once(written: list[str], conditions: list[str]) -> None:
-    """A set begins with the condition that the others are compared with."""
+def test_sets_are_expanded_without_duplicates(written: list[str], conditions: list[str]) -> None:
+    """A set begins with its reference condition."""
     assert [str(c) for c in expand_conditions(written, Lit())] == conditions
 
 
@@ -85,7 +85,7 @@ def test_the_factors_of_a_scene() -> None:
         ("original+light=dim+kick@3", "toy has no disturbance 'kick'; known: push, pull"),
     ],
 )
-def test_conditions_that_cannot_be(text: str, message: str) -> None:
+def test_invalid_conditions_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         expand_conditions([text], Lit())
 

@@ -20,23 +20,23 @@ def arm(mode: str = "delta", **gripper: object) -> Embodiment:
 
 
 def chunks(count: int, length: int) -> list[np.ndarray]:
-    """Each action says which chunk it is of, and which of its actions."""
+    """Return a chunk whose actions name the chunk and their index in it."""
     return [np.array([[k + 1, i] for i in range(length)], np.float32) for k in range(count)]
 
 
 @given(execute=st.integers(1, 5), delay=st.integers(0, 7), length=st.integers(1, 9), calls=st.integers(1, 6))
-def test_every_action_is_of_the_newest_chunk_that_is_known(execute: int, delay: int, length: int, calls: int) -> None:
+def test_every_action_comes_from_the_newest_arrived_chunk(execute: int, delay: int, length: int, calls: int) -> None:
     if length < execute and not delay:
         return
     execution = Execution(arm(), execute, delay)
-    told = chunks(calls, length)
-    done = np.concatenate([execution(chunk) for chunk in told])
+    predicted = chunks(calls, length)
+    done = np.concatenate([execution(chunk) for chunk in predicted])
     assert len(done) == calls * execute
     for time, action in enumerate(done):
         known = [k for k in range(calls) if k * execute + delay <= time < k * execute + length and k * execute <= time]
         if known:
             assert action.tolist() == [known[-1] + 1, time - known[-1] * execute]
-        else:  # holds still, and the gripper as it was
+        else:  # the robot holds still and keeps its gripper
             assert action.tolist() == [0, done[time - 1][1] if time else -1]
 
 
@@ -52,7 +52,7 @@ def test_without_a_delay_a_chunk_begins_at_once() -> None:
     ]
 
 
-def test_temporal_ensembling_weighs_the_chunks_of_one_time_as_act_does() -> None:
+def test_temporal_ensembling_uses_the_weights_of_act() -> None:
     """ACT (arXiv 2304.13705) gives the i-th oldest prediction the weight exp(-0.01 i)."""
     execution = Execution(arm(), 1, ensemble=True)
     first, second, third = chunks(3, 3)
@@ -65,8 +65,8 @@ def test_temporal_ensembling_weighs_the_chunks_of_one_time_as_act_does() -> None
     assert np.allclose(execution(fourth), [[2 * one + 3 * two + 4 * three, 2 * one + 1 * two]], atol=1e-6)
 
 
-def test_ensembling_with_a_delay_averages_the_chunks_that_are_known() -> None:
-    """Two actions of each are executed; the chunk of time t is known from t + 1 on."""
+def test_ensembling_with_a_delay_averages_the_arrived_chunks() -> None:
+    """Two actions of each chunk are executed; the chunk of time t arrives at t + 1."""
     execution = Execution(arm(), 2, delay=1, ensemble=True)
     one, two = 1 / 1.9900498337, 0.9900498337 / 1.9900498337
     done = np.concatenate([execution(chunk) for chunk in chunks(3, 4)])
@@ -74,8 +74,8 @@ def test_ensembling_with_a_delay_averages_the_chunks_that_are_known() -> None:
     assert np.allclose(done[:, 1], [-1, 1, 2, 3 * one + two, 2, 3 * one + two], atol=1e-6)
 
 
-def test_a_robot_that_waits_moves_no_more_and_keeps_its_gripper() -> None:
-    """Until the first chunk is known the gripper is open, at whichever end that is; afterwards as commanded last."""
+def test_a_waiting_robot_holds_still_and_keeps_its_gripper() -> None:
+    """The gripper is open until the first chunk arrives, and then as last commanded."""
     for open in (-1, 1):
         execution = Execution(arm(open=open), 3, delay=2)
         done = np.concatenate([execution(np.array([[5, 0.25]] * 3, np.float32)) for _ in range(2)])

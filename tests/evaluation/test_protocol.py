@@ -63,8 +63,8 @@ def test_plan_visits_all_tasks_early() -> None:
 
 def test_plan_takes_the_counts_of_the_authors() -> None:
     suite = Suite("s", [Task("a", "a", ("a",), episodes=3), Task("b", "b", ("b",), ("bee",))], 9, episodes=2, starts=5)
-    told = plan_episodes(suite, EvaluationConfig(), [Condition()])
-    assert [p.key for p in told] == ["original-a-0", "original-b-0", "original-a-1", "original-b-1", "original-a-2"]
+    plans = plan_episodes(suite, EvaluationConfig(), [Condition()])
+    assert [p.key for p in plans] == ["original-a-0", "original-b-0", "original-a-1", "original-b-1", "original-a-2"]
     assert [p.task for p in plan_episodes(suite, EvaluationConfig(tasks=("b",), episodes=1), [Condition()])] == ["b"]
     with pytest.raises(ConfigError, match=r"evaluation.tasks: suite 's' has no task 'c'"):
         plan_episodes(suite, EvaluationConfig(tasks=("c",)), [Condition()])
@@ -79,12 +79,12 @@ def test_plan_takes_the_counts_of_the_authors() -> None:
 
 
 def test_languages() -> None:
-    told = {
+    plans = {
         c: plan_episodes(SUITE, EvaluationConfig(episodes=2), [parse(c)]) for c in ("paraphrased", "empty", "swapped")
     }
-    assert [p.subtasks[0].instruction for p in told["paraphrased"]] == ["leftwards", "rightwards"] * 2  # up has none
-    assert {p.subtasks[0].instruction for p in told["empty"]} == {""}
-    assert [(p.task, p.subtasks[0].instructed) for p in told["swapped"][:2]] == [("left", "right"), ("right", "left")]
+    assert [p.subtasks[0].instruction for p in plans["paraphrased"]] == ["leftwards", "rightwards"] * 2  # up has none
+    assert {p.subtasks[0].instruction for p in plans["empty"]} == {""}
+    assert [(p.task, p.subtasks[0].instructed) for p in plans["swapped"][:2]] == [("left", "right"), ("right", "left")]
     chains = plan_episodes(SUITES["chains"], EvaluationConfig(episodes=2), [Condition()])
     assert [[s.task for s in p.subtasks] for p in chains] == [["left", "up"], ["right", "left", "up"]]
     with pytest.raises(ConfigError, match="chains has 2 chains; 3 from number 0 on are requested"):
@@ -92,13 +92,13 @@ def test_languages() -> None:
 
 
 def written(suite: Suite, condition: str, **keys: object) -> list[str]:
-    """A line an episode: its task, its seed, the instructed task, and the instruction."""
+    """Return a line per episode: its task, its seed, the instructed task and the instruction."""
     plans = plan_episodes(suite, EvaluationConfig(**keys), [parse(condition)])  # type: ignore[arg-type]
     return [f"{p.task} {p.seed}: {p.subtasks[0].instructed}, {p.subtasks[0].instruction}" for p in plans]
 
 
-def test_the_seed_alone_chooses_the_words() -> None:
-    """Phrases and other tasks take turns, by the remainder of the seed and the count of them."""
+def test_the_seed_alone_chooses_the_instruction() -> None:
+    """Phrases and other tasks take turns: the index is the seed modulo their number."""
     pair = Suite("s", HALF_OPEN_LIKE.tasks[:2] + HALF_OPEN_LIKE.tasks[4:], 9)  # x-open, x-close, z-press
     assert written(pair, "original", tasks=("x-open",), episodes=4, first_seed=7) == [
         "x-open 7: x-open, b", "x-open 8: x-open, c", "x-open 9: x-open, a", "x-open 10: x-open, b",
@@ -111,8 +111,8 @@ def test_the_seed_alone_chooses_the_words() -> None:
     assert written(three, "swapped+light=dim", tasks=("c",), episodes=2) == ["c 0: a, do a", "c 1: b, b it"]
 
 
-def test_a_task_that_only_its_environment_names_is_never_the_other_one() -> None:
-    """The environment would say the words of the task that is played."""
+def test_a_task_without_instructions_is_never_swapped_in() -> None:
+    """The environment would give the instruction of the played task."""
     tasks = [Task("a", "x", ("do a",)), Task("b", "x", ()), Task("c", "x", ("do c",)), Task("d", "y", ())]
     suite = Suite("s", tasks, 9)
     assert written(suite, "swapped", tasks=("a",), episodes=2) == ["a 0: c, do c", "a 1: c, do c"]
@@ -120,18 +120,18 @@ def test_a_task_that_only_its_environment_names_is_never_the_other_one() -> None
     assert written(suite, "original", tasks=("b",), episodes=1) == ["b 0: b, None"]
 
 
-def test_a_chain_is_told_by_its_number() -> None:
-    told = plan_episodes(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])
-    assert [(s.task, s.instructed, s.instruction) for p in told for s in p.subtasks] == [
+def test_a_chain_is_chosen_by_its_number() -> None:
+    plans = plan_episodes(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])
+    assert [(s.task, s.instructed, s.instruction) for p in plans for s in p.subtasks] == [
         ("right", "right", "to the right"), ("left", "left", "to the left"), ("up", "up", "rise"),
     ]  # fmt: skip
-    assert [p.key for p in told] == ["original-chain-1"]
-    with pytest.raises(ConfigError, match="no episodes under swapped"):  # nobody can say another task than `up`
+    assert [p.key for p in plans] == ["original-chain-1"]
+    with pytest.raises(ConfigError, match="no episodes under swapped"):  # only `up` has instructions
         plan_episodes(SUITES["chains"], EvaluationConfig(episodes=2), [parse("swapped")])
 
 
 @pytest.mark.parametrize(
-    ("keys", "told", "unrelated"),
+    ("keys", "original", "unrelated"),
     [
         ({}, {"x-open": 3, "z-press": 20}, {"x-open": 3, "z-press": 20}),
         ({"episodes": 2}, {"x-open": 2, "z-press": 2}, {"x-open": 2, "z-press": 2}),
@@ -139,16 +139,16 @@ def test_a_chain_is_told_by_its_number() -> None:
         ({"episodes": 2, "unrelated_episodes": 1}, {"x-open": 2, "z-press": 2}, {"x-open": 1, "z-press": 1}),
     ],
 )
-def test_counts_asked_for_win_over_those_of_a_task_and_these_over_the_suites(
-    keys: dict[str, int], told: dict[str, int], unrelated: dict[str, int]
+def test_requested_counts_win_over_the_tasks_and_these_over_the_suites(
+    keys: dict[str, int], original: dict[str, int], unrelated: dict[str, int]
 ) -> None:
     suite = Suite("s", [Task("x-open", "x", ("a",), episodes=3), Task("z-press", "z", ("b",))], 9)
-    for condition, counts in (("original", told), ("empty", told), ("unrelated", unrelated)):
+    for condition, counts in (("original", original), ("empty", original), ("unrelated", unrelated)):
         plans = plan_episodes(suite, EvaluationConfig(**keys), [parse(condition)])  # type: ignore[arg-type]
         assert Counter(p.task for p in plans) == counts
 
 
-def test_the_last_start_state_may_be_played_and_none_behind_it() -> None:
+def test_start_states_beyond_the_last_are_refused() -> None:
     suite = Suite("s", [Task("a", "a", ("a",)), Task("b", "b", ("b",), episodes=2)], 9, starts=5)
     assert len(written(suite, "original", tasks=("a",), episodes=3, first_seed=2)) == 3
     assert len(written(suite, "original", tasks=("b",), first_seed=0)) == 2
@@ -158,13 +158,13 @@ def test_the_last_start_state_may_be_played_and_none_behind_it() -> None:
     assert len(plan_episodes(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=1), [Condition()])) == 1
     with pytest.raises(ConfigError, match="1 from number 2 on are requested"):
         plan_episodes(SUITES["chains"], EvaluationConfig(episodes=1, first_seed=2), [Condition()])
-    assert FIRST_DEMONSTRATION_SEED == 1_000_000  # evaluations that were published never saw it
+    assert FIRST_DEMONSTRATION_SEED == 1_000_000  # published evaluations use lower seeds
     assert len(written(HALF_OPEN_LIKE, "original", first_seed=999_980)) == 5 * 20
     with pytest.raises(ConfigError, match="belong to demonstrations"):
         written(HALF_OPEN_LIKE, "original", first_seed=999_981)
 
 
-def test_the_settings_are_what_two_scores_must_agree_in() -> None:
+def test_the_protocol_has_the_settings_that_comparable_scores_share() -> None:
     tasks = [Task("a", "a", ("a",)), Task("b", "b", ("b",), horizon=5)]
     suite = Suite("s", tasks, 9, episodes=50, groups={"easy": ("a", "b")}, success_rule="end")
     theirs = {
@@ -177,7 +177,7 @@ def test_the_settings_are_what_two_scores_must_agree_in() -> None:
     assert harness_protocol(HALF_OPEN_LIKE, EvaluationConfig())["horizon"] == 9
 
 
-def test_what_an_evaluation_does_unless_it_is_asked_for_something_else() -> None:
+def test_the_defaults_of_an_evaluation() -> None:
     assert dataclasses.asdict(EvaluationConfig()) == {
         "conditions": ("original", "swapped", "unrelated"),
         "tasks": (),

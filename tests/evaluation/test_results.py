@@ -47,11 +47,11 @@ def test_numpy_values_are_written_as_numbers(tmp_path):
 
 
 @given(st.data())
-def test_a_torn_line_is_left_out_and_then_replaced(tmp_path_factory, data):
+def test_a_torn_line_is_skipped_and_then_replaced(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("torn") / "results.jsonl"
     append_result(path, RESULT)
     whole = path.read_bytes()
-    cut = data.draw(st.integers(1, len(whole) - 2))  # anywhere, within a letter of two bytes too
+    cut = data.draw(st.integers(1, len(whole) - 2))  # anywhere, also within a letter of two bytes
     path.write_bytes(whole + whole[:cut])
     assert read_results(path) == [RESULT]
     append_result(path, replace(RESULT, seed=8))
@@ -108,7 +108,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         read_results(path)
 
 
-def test_what_json_cannot_hold_leaves_the_file_alone(tmp_path):
+def test_values_that_are_not_json_leave_the_file_unchanged(tmp_path):
     path = tmp_path / "results.jsonl"
     append_result(path, RESULT)
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""A rollout becomes a line of results and a track; its policy acts as it would alone."""
+"""Tests of the result and the track of an episode."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def arm(low: float = -1, high: float = 1, open: float | None = -1, first: bool =
 def test_each_closing_of_the_gripper_is_a_grasp(
     low: float, high: float, open: float | None, commands: tuple[float, ...], count: int | None, first: bool
 ) -> None:
-    """It is closed beyond the middle of its range. The other dim of the actions goes to and fro meanwhile."""
+    """The gripper is closed beyond the middle of its range. The other dim alternates."""
     other = [high if i % 2 else low for i in range(len(commands))]
     columns = [commands, other] if first else [other, commands]
     assert count_grasps(np.array(columns, np.float32).T, arm(low, high, open, first)) == count
@@ -70,7 +70,7 @@ STAGES = (Subtask("left", "right", "go right"), Subtask("up", "up", "go up"), Su
 
 
 def chain() -> Rollout:
-    """Two stages are over, after 3 of 4 actions and after 1 of 2; of the third, 2 of 4 were executed."""
+    """Two subtasks have ended, after 3 of 4 and 1 of 2 actions; of the third, 2 of 4 were executed."""
     rollout = Rollout(EpisodePlan(parse("swapped+load=heavy"), "chain", 7, STAGES), attempt=2)
     rollout.instructions = [(0, "go right"), (3, "go up"), (4, "go left")]
     rollout.session = "a session"  # type: ignore[assignment]
@@ -89,7 +89,7 @@ def chain() -> Rollout:
 SETTING = ResultBuilder("toy/chains", "c0ffee", {"execute": 2}, {"horizon": 12}, {"torch": "2"}, EMBODIMENT)
 
 
-def test_the_executed_actions_of_all_stages_count() -> None:
+def test_the_executed_actions_of_all_subtasks_count() -> None:
     rollout = chain()
     assert rollout.subtask == STAGES[2]
     assert rollout.instruction == "go left"
@@ -148,11 +148,11 @@ def policy() -> VLA:
     )
 
 
-HORIZON = 7  # actions of a stage: three chunks of two and a half one
+HORIZON = 7  # actions of a subtask: three chunks of two, and half of a fourth one
 
 
 def played_by_hand(vla: VLA, planned: EpisodePlan) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The chunks and the executed actions of an episode: a new session for each stage, a chunk for every two actions.
+    """Return the chunks and executed actions of an episode: a session per subtask, a chunk for every two actions.
 
     A stage ends when its goal is reached, and the chain when the time of a stage is over.
     """
@@ -178,8 +178,8 @@ def played_by_hand(vla: VLA, planned: EpisodePlan) -> tuple[list[np.ndarray], li
     return chunks, executed
 
 
-def test_an_episode_is_the_policy_acting_alone(policy: VLA, tmp_path: Path) -> None:
-    """Several episodes at a time, of the seeds 0 to 2: the chunks are those of a session started with that seed."""
+def test_batching_does_not_change_the_chunks_of_an_episode(policy: VLA, tmp_path: Path) -> None:
+    """The chunks of each episode in a batch equal the chunks of a session with its seed alone."""
     plans = plan_episodes(SUITES["line"], EvaluationConfig(episodes=3, tasks=("left", "up")), [parse("original")])
     config = EvaluationConfig(processes=1, slots=3, horizon=HORIZON)
     evaluate(policy, plans, opened(), config, tmp_path, checkpoint="0")
@@ -193,8 +193,8 @@ def test_an_episode_is_the_policy_acting_alone(policy: VLA, tmp_path: Path) -> N
     assert len(first) == len(plans)
 
 
-def test_the_same_words_twice_in_a_chain_begin_a_session_each(policy: VLA, tmp_path: Path) -> None:
-    """The cart is up after the first stage, so its goal holds at once in the second: two stages of equal words."""
+def test_equal_instructions_in_a_chain_start_a_session_each(policy: VLA, tmp_path: Path) -> None:
+    """The cart is up after the first subtask, so the goal of the second holds at once."""
 
     twice = Suite("chains", SUITES["chains"].tasks, HORIZON, chains=[("up", "up", "up")])
     toy = dataclasses.replace(opened("chains"), suite=twice)

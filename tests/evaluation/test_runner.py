@@ -24,7 +24,7 @@ from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
 from anyvla_sim.workers.pool import WorkerLimits
 from tests import small
-from tests.evaluation.playing import PLANS, Obedient, play, told
+from tests.evaluation.playing import PLANS, Obedient, make_plans, play
 from tests.evaluation.toy_opened import EMBODIMENT, opened
 from tests.evaluation.toy_world import HORIZON, SUITE, Toy
 
@@ -35,7 +35,7 @@ def test_results_and_actions(obedient: Obedient, tmp_path: Path) -> None:
     assert progress == [(n, len(PLANS)) for n in range(len(PLANS) + 1)]
     assert sorted(read_results(tmp_path / "results.jsonl"), key=str) == sorted(results, key=str)
     assert max(obedient.batches) > 1  # slots are batched
-    # A session for each episode, with its words and its seed, for the robot of the simulator.
+    # Each episode has a session with its instruction and seed, for the robot of the simulator.
     asked = [(p.subtasks[0].instruction, p.seed, "cart") for p in PLANS]
     assert sorted(obedient.started) == sorted(asked)
     assert {seed for _, seed, _ in asked} == {0, 1}
@@ -79,7 +79,7 @@ def test_the_recorded_actions_play_the_same_episode(policy: VLA, tmp_path: Path)
 
 
 def test_chains(obedient: Obedient, tmp_path: Path) -> None:
-    plans = told(suite="chains", episodes=2)
+    plans = make_plans(suite="chains", episodes=2)
     results = play(obedient, plans, tmp_path, opened=opened("chains"))
     assert [(r.task, r.completed, r.length, r.outcome, r.reached) for r in results] == [
         ("chain", 2, 2, "success", "up"),
@@ -102,7 +102,7 @@ def test_chains(obedient: Obedient, tmp_path: Path) -> None:
     edges = [
         *track.subtask_starts.tolist(),
         results[1].steps,
-    ]  # a chunk at the begin of each stage, and after each two actions
+    ]  # a chunk at the beginning of each subtask, and after every two actions
     assert track.predicted_at.tolist() == [mark for a, b in itertools.pairwise(edges) for mark in range(a, b, 2)]
     assert track.instructions == tuple(stage.instruction or stage.task for stage in plans[1].subtasks)
     # A task that is not solved in time ends the chain.
@@ -117,17 +117,19 @@ def test_cameras_of_two_sizes_need_a_view(obedient: Obedient, tmp_path: Path) ->
 
     uneven = dataclasses.replace(opened(), benchmark=Uneven())
     with pytest.raises(ConfigError, match=r"toy/line have different sizes \(corner 200x200, wrist 84x84\), and the po"):
-        play(obedient, told(episodes=1), tmp_path, opened=uneven)
+        play(obedient, make_plans(episodes=1), tmp_path, opened=uneven)
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_an_environment_may_say_the_instruction(obedient: Obedient, tmp_path: Path) -> None:
-    (result,) = play(obedient, told(suite="spoken", episodes=1), tmp_path, opened=opened("spoken"))
+def test_an_environment_may_give_the_instruction(obedient: Obedient, tmp_path: Path) -> None:
+    (result,) = play(obedient, make_plans(suite="spoken", episodes=1), tmp_path, opened=opened("spoken"))
     assert (result.instruction, result.success) == ("go left, 0", True)
-    changed = play(obedient, told(suite="spoken", episodes=1, first_seed=3), tmp_path / "on", opened=opened("spoken"))
+    changed = play(
+        obedient, make_plans(suite="spoken", episodes=1, first_seed=3), tmp_path / "on", opened=opened("spoken")
+    )
     assert (changed[0].instruction, changed[0].success) == ("go left, 3", False)
     track = read_track(tmp_path / "on", changed[0].key)
-    assert {-1, 1} <= set(np.sign(track.actions[:, 0]))  # to and fro, as it is told
+    assert {-1, 1} <= set(np.sign(track.actions[:, 0]))  # in both directions, as instructed
     assert track.subtask_starts.tolist() == [0]
     assert len(track.instructions) == len(track.instructed_at) > 2
     for number, (words, way) in enumerate(zip(track.instructions, track.instructed_at.tolist(), strict=True)):
@@ -137,27 +139,27 @@ def test_an_environment_may_say_the_instruction(obedient: Obedient, tmp_path: Pa
 
 
 def test_a_goal_that_must_hold_to_the_end(obedient: Obedient, tmp_path: Path) -> None:
-    results = play(obedient, told(suite="kept", episodes=1), tmp_path, opened=opened("kept"))
+    results = play(obedient, make_plans(suite="kept", episodes=1), tmp_path, opened=opened("kept"))
     assert {(r.steps, r.outcome) for r in results} == {(HORIZON, "success")}
 
 
 def test_factors_and_disturbances(obedient: Obedient, tmp_path: Path) -> None:
-    heavy = play(obedient, told("original+load=heavy", episodes=1), tmp_path / "heavy")
+    heavy = play(obedient, make_plans("original+load=heavy", episodes=1), tmp_path / "heavy")
     assert all(r.steps in (9, 10, 11) for r in heavy)  # half the pace
-    pushed = play(obedient, told("original+push@3", episodes=1), tmp_path / "pushed")
+    pushed = play(obedient, make_plans("original+push@3", episodes=1), tmp_path / "pushed")
     for r in pushed:  # at the first picture from action 3 on, it is put back to the start
         assert r.extra["disturbed_at"] == 4
         assert r.steps == 4 + 6
-    early = play(obedient, told("original+push@0", episodes=1), tmp_path / "early")
+    early = play(obedient, make_plans("original+push@0", episodes=1), tmp_path / "early")
     assert {r.extra["disturbed_at"] for r in early} == {2}  # there was nothing to disturb before
     # The seed of the episode is the disturbance's too: an odd one puts the cart to 0.25; an action moves it by 0.2.
-    odd = play(obedient, told("original+push@3", episodes=1, first_seed=1), tmp_path / "odd")
+    odd = play(obedient, make_plans("original+push@3", episodes=1, first_seed=1), tmp_path / "odd")
     assert [r.steps for r in odd] == [4 + 7, 4 + 4, 4 + 4]
 
 
 def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
     prompt, late, averaged = (
-        play(obedient, told(c, episodes=1), tmp_path / f, config=k)
+        play(obedient, make_plans(c, episodes=1), tmp_path / f, config=k)
         for c, f, k in (
             ("original", "a", {}),
             ("original+delay=2", "b", {}),
@@ -165,10 +167,10 @@ def test_delay_and_ensemble(obedient: Obedient, tmp_path: Path) -> None:
         )
     )
     assert [b.steps - a.steps for a, b in zip(prompt, late, strict=True)] == [2, 2, 2]  # holds still at first
-    assert [a.steps for a in prompt] == [c.steps for c in averaged]  # equal chunks: an average changes nothing
+    assert [a.steps for a in prompt] == [c.steps for c in averaged]  # averaging equal chunks changes nothing
     assert averaged[0].policy["ensemble"] == "temporal"
     with pytest.raises(ConfigError, match="--execute 9: the policy predicts chunks of 4 actions"):
-        play(obedient, told(episodes=1), tmp_path / "d", config={"execute": 9})
+        play(obedient, make_plans(episodes=1), tmp_path / "d", config={"execute": 9})
 
 
 def test_the_protocol_has_the_rate_of_the_robot() -> None:
@@ -176,7 +178,7 @@ def test_the_protocol_has_the_rate_of_the_robot() -> None:
     assert runner._describe_protocol(faster, EvaluationConfig())["control_hz"] == 25
 
 
-def test_chunks_are_executed_as_it_was_asked_for(obedient: Obedient, tmp_path: Path, monkeypatch: Any) -> None:
+def test_chunks_are_executed_as_requested(obedient: Obedient, tmp_path: Path, monkeypatch: Any) -> None:
     given: list[tuple[Any, ...]] = []
 
     def execution(*arguments: Any) -> Execution:
@@ -185,35 +187,35 @@ def test_chunks_are_executed_as_it_was_asked_for(obedient: Obedient, tmp_path: P
 
     monkeypatch.setattr(runner, "Execution", execution)
     one = {"tasks": ("left",), "episodes": 1}
-    play(obedient, told(**one), tmp_path / "a")
-    play(obedient, told("original+delay=2", **one), tmp_path / "b", config={"ensemble": "temporal", "execute": 3})
+    play(obedient, make_plans(**one), tmp_path / "a")
+    play(obedient, make_plans("original+delay=2", **one), tmp_path / "b", config={"ensemble": "temporal", "execute": 3})
     assert given == [(EMBODIMENT, 2, 0, False), (EMBODIMENT, 3, 2, True)]
 
 
-def test_a_task_may_have_a_horizon_of_its_own(obedient: Obedient, tmp_path: Path) -> None:
-    results = play(obedient, told(suite="hurried", episodes=1), tmp_path, opened=opened("hurried"))
+def test_a_task_may_have_its_own_horizon(obedient: Obedient, tmp_path: Path) -> None:
+    results = play(obedient, make_plans(suite="hurried", episodes=1), tmp_path, opened=opened("hurried"))
     assert [(r.task, r.steps, r.success) for r in results] == [("left", 3, False), ("right", 5, True)]
     assert len(read_track(tmp_path, "original-left-0").actions) == 3  # of the second chunk only one
     longer = play(
-        obedient, told(suite="hurried", episodes=1), tmp_path / "longer", opened=opened("hurried"),
+        obedient, make_plans(suite="hurried", episodes=1), tmp_path / "longer", opened=opened("hurried"),
         config={"horizon": 7, "execute": 4},
     )  # fmt: skip
     assert [(r.steps, r.success) for r in longer] == [(6, True), (5, True)]
 
 
-def test_actions_outside_of_what_the_simulator_takes_are_counted(obedient: Obedient, tmp_path: Path) -> None:
+def test_clipped_actions_are_counted(obedient: Obedient, tmp_path: Path) -> None:
     obedient.pace = 1.5
-    results = play(obedient, told(episodes=1), tmp_path)
+    results = play(obedient, make_plans(episodes=1), tmp_path)
     assert [r.clipped for r in results] == [r.steps for r in results]
 
 
 def test_the_time_of_a_batch_is_shared_among_its_episodes(
     obedient: Obedient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a clock that goes on by half a second whenever it is read, each batch takes half a second."""
+    """Each batch takes half a second on a clock that advances by half a second per reading."""
     clock = itertools.count()
     monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 2))
-    results = play(obedient, told(episodes=2), tmp_path)
+    results = play(obedient, make_plans(episodes=2), tmp_path)
     taken = sum(r.latency_ms * len(read_track(tmp_path, r.key).predicted_at) for r in results)
     assert taken == pytest.approx(500 * len(obedient.batches))
 

@@ -1,4 +1,4 @@
-"""Evaluations that something goes wrong in, and those that are refused."""
+"""Tests of failing simulators and policies, and of refused evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
 from tests import small
-from tests.evaluation.playing import PLANS, Obedient, play, told
+from tests.evaluation.playing import PLANS, Obedient, make_plans, play
 from tests.evaluation.toy_opened import EMBODIMENT, opened
 from tests.evaluation.toy_world import DIES, DIES_ONCE, RAISES
 
@@ -37,7 +37,7 @@ def after(count: int) -> tuple[Callable[[int, int], None], Callable[[], bool]]:
     return progress, lambda: seen[0] >= count
 
 
-def test_a_policy_that_gives_no_numbers(obedient: Obedient, tmp_path: Path) -> None:
+def test_a_policy_that_returns_nan(obedient: Obedient, tmp_path: Path) -> None:
     sample, calls = obedient.decoder.sample, [0]
 
     def breaks(*arguments: Any) -> torch.Tensor:
@@ -46,20 +46,20 @@ def test_a_policy_that_gives_no_numbers(obedient: Obedient, tmp_path: Path) -> N
         return sample(*arguments) * (1 if calls[0] <= 1 else np.nan)
 
     obedient.decoder.sample = breaks  # type: ignore[method-assign]
-    results = play(obedient, told(tasks=("left",), episodes=1), tmp_path)
+    results = play(obedient, make_plans(tasks=("left",), episodes=1), tmp_path)
     assert {(r.outcome, r.steps, r.success) for r in results} == {("invalid_action", 2, False)}
     assert len(read_track(tmp_path, results[0].key).actions) == 2
     calls[0] = -3  # NaN in the second chunk of the second task; the first takes six actions, in three chunks
-    (chain,) = play(obedient, told(suite="chains", episodes=1), tmp_path / "chain", opened=opened("chains"))
+    (chain,) = play(obedient, make_plans(suite="chains", episodes=1), tmp_path / "chain", opened=opened("chains"))
     assert (chain.outcome, chain.completed, chain.steps) == ("invalid_action", 1, 8)
 
 
-def test_a_simulator_in_other_units_is_an_error_unless_the_evaluation_says_warn(tmp_path: Path) -> None:
+def test_a_simulator_in_other_units_is_an_error_or_a_warning(tmp_path: Path) -> None:
     torch.manual_seed(0)
     near = {key: [x * 1e-3 for x in of] for key, of in small.statistics().proprio.items()}  # data in another unit
     robot = Robot(EMBODIMENT, dataclasses.replace(small.statistics(), proprio=near))
     vla = Obedient(small.model(), [robot]).eval()
-    plans = told(tasks=("left",), episodes=2)
+    plans = make_plans(tasks=("left",), episodes=2)
     results = play(vla, plans, tmp_path / "a")
     assert {r.outcome for r in results} == {"error"}
     assert (
@@ -71,7 +71,7 @@ def test_a_simulator_in_other_units_is_an_error_unless_the_evaluation_says_warn(
 
 def test_a_simulator_that_fails_once_changes_nothing(obedient: Obedient, tmp_path: Path) -> None:
     (tmp_path / "marks").mkdir()
-    plans = [p for seed in (1, DIES_ONCE, 2) for p in told(tasks=("left",), episodes=1, first_seed=seed)]
+    plans = [p for seed in (1, DIES_ONCE, 2) for p in make_plans(tasks=("left",), episodes=1, first_seed=seed)]
     results = play(obedient, plans, tmp_path, opened=opened(marks=str(tmp_path / "marks")))
     assert [(r.seed, r.outcome) for r in results] == [(1, "success"), (DIES_ONCE, "success"), (2, "success")]
     assert results[1].attempts == 2
@@ -82,7 +82,7 @@ def test_a_simulator_that_fails_once_changes_nothing(obedient: Obedient, tmp_pat
 def test_a_simulator_that_fails_twice_is_an_error_of_the_simulator(
     obedient: Obedient, tmp_path: Path, seed: int, message: str
 ) -> None:
-    plans = [p for s in (1, seed, 2) for p in told(tasks=("left",), episodes=1, first_seed=s)]
+    plans = [p for s in (1, seed, 2) for p in make_plans(tasks=("left",), episodes=1, first_seed=s)]
     results = play(obedient, plans, tmp_path, slots=1)
     assert [(r.outcome, r.attempts) for r in results] == [("success", 1), ("error", 2), ("success", 1)]
     assert message in results[1].extra["error"]
@@ -97,7 +97,7 @@ def test_a_simulator_that_always_fails_ends_the_evaluation(obedient: Obedient, t
     assert time.monotonic() - start < 30
 
 
-def test_an_interrupted_evaluation_goes_on(policy: VLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_evaluation_is_resumed(policy: VLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress, stop = after(3)
     with pytest.raises(
         Interrupted, match=rf"stopped after \d of {len(PLANS)} episodes; run the same command to resume"
@@ -110,7 +110,7 @@ def test_an_interrupted_evaluation_goes_on(policy: VLA, tmp_path: Path, monkeypa
     results = play(policy, PLANS, tmp_path, progress=lambda done, _: seen.append(done))
     assert seen[0] == kept
     assert (tmp_path / "results.jsonl").read_text().startswith(lines)
-    assert len(read_results(tmp_path / "results.jsonl")) == len(PLANS)  # nothing twice
+    assert len(read_results(tmp_path / "results.jsonl")) == len(PLANS)  # no episode is there twice
     assert [r.key for r in results] == [p.key for p in PLANS]
 
     def never(*args: object, **keys: object) -> None:
@@ -134,7 +134,7 @@ def test_an_interrupted_evaluation_goes_on(policy: VLA, tmp_path: Path, monkeypa
         ({"config": {"horizon": 20}}, r"horizon: 12, 20"),
     ],
 )
-def test_results_of_something_else_are_refused(
+def test_results_of_another_protocol_or_checkpoint_are_refused(
     policy: VLA, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     play(policy, PLANS[:1], tmp_path)
@@ -165,14 +165,14 @@ def test_each_difference_of_a_robot_is_enough_to_refuse_it(field: str) -> None:
         check_embodiment([other], EMBODIMENT)
 
 
-def test_a_robot_is_compared_with_the_one_of_its_name() -> None:
+def test_a_robot_is_compared_with_its_namesake() -> None:
     first, faster = (dataclasses.replace(EMBODIMENT, **keys) for keys in ({"name": "wagon"}, {"control_hz": 20.0}))
     check_embodiment([first, EMBODIMENT], EMBODIMENT)
     with pytest.raises(ConfigError, match=r"\(control_hz: 20.0 there, 10.0 here\) \(trained for: wagon, cart\)"):
         check_embodiment([first, faster], EMBODIMENT)
 
 
-def test_the_hash_of_a_checkpoint_is_of_all_that_its_behavior_depends_on(tmp_path: Path) -> None:
+def test_the_hash_covers_every_file_that_decides_how_a_checkpoint_acts(tmp_path: Path) -> None:
     parts = {"model.safetensors": b"w", "statistics.json": b"s", "embodiments.json": b"e", "config.yaml": b"c"}
     for name, content in parts.items():
         (tmp_path / name).write_bytes(content)

@@ -44,15 +44,15 @@ def test_wilson_refuses(arguments, message):
         wilson(*arguments)
 
 
-def _episodes(condition, task, told, reached):
-    shared = {"condition": condition, "task": task, "instructed": told}
+def _episodes(condition, task, instructed, reached):
+    shared = {"condition": condition, "task": task, "instructed": instructed}
     return [
         replace(RESULT, **shared, reached=r, outcome="success" if r == task else "failure", seed=seed)
         for seed, r in enumerate(reached)
     ]
 
 
-def test_the_summary_counts_each_protocol_apart():
+def test_the_summary_counts_each_condition_separately():
     results = (
         _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 9 + [None])
         + _episodes("original", "door-open", "door-open", ["door-open"] * 5)
@@ -75,14 +75,14 @@ def test_the_summary_counts_each_protocol_apart():
     json.dumps(flat)
 
 
-def test_tasks_stand_in_one_order_whichever_ended_first():
+def test_the_order_of_tasks_does_not_depend_on_the_order_of_results():
     first, second = _episodes("original", "b", "b", ["b"]), _episodes("original", "a", "a", [None])
     assert (
         list(summarize(first + second).original.tasks) == list(summarize(second + first).original.tasks) == ["a", "b"]
     )
 
 
-def test_a_protocol_without_episodes_is_none():
+def test_a_condition_without_episodes_is_none():
     flat = summarize([RESULT]).to_dict()
     assert flat["success"]["episodes"] == 1
     assert flat["success_swapped"] is None
@@ -98,7 +98,7 @@ def test_a_protocol_without_episodes_is_none():
         ([RESULT, RESULT], "original-drawer-open-7, instruction .* is there twice"),
     ],
 )
-def test_what_cannot_be_summarized(results, message):
+def test_results_that_cannot_be_summarized_are_refused(results, message):
     with pytest.raises(ValueError, match=message):
         summarize(results)
 
@@ -118,7 +118,7 @@ def test_a_mean_over_tasks(counts):
 
 @pytest.mark.parametrize("weights", [None, [1 / 3, 1 / 3, 1 / 3, 1, 0.1, 0.7]])
 def test_a_mean_of_all_or_nothing_is_exact(weights):
-    """A hair below 1 would be printed as "> 99.9 %"."""
+    """A value slightly below 1 would be printed as "> 99.9 %"."""
     assert mean_of_shares([wilson(10, 10)] * 6, weights).value == 1
     assert mean_of_shares([wilson(0, 10)] * 6, weights).value == 0
 
@@ -264,14 +264,14 @@ def test_a_shorter_chain_is_one_of_all_chains():
 
 
 def test_chains_have_no_use_of_language():
-    """In a chain only the goal whose turn it is is judged: which one came first is not known."""
+    """In a chain only the goal of the current task is judged, so the first one reached is unknown."""
     chain = replace(RESULT, task="chain", instructed="chain", length=5, completed=5, reached="open_drawer")
     summary = summarize([chain, replace(chain, condition="swapped", completed=0, outcome="failure")])
     assert summary.original.overall == wilson(1, 1)
     assert summary.language_use is None
 
 
-def test_conditions_do_not_stand_as_they_ended():
+def test_the_order_of_conditions_does_not_depend_on_the_order_of_results():
     ended = ["swapped", "original+delay=2", "original", "empty", "original+delay=8", "swapped+light=dim"]
     summary = summarize([replace(RESULT, condition=condition) for condition in ended])
     assert list(summary.conditions) == [
@@ -302,25 +302,25 @@ def test_recovery():
     assert asdict(disturbed) == {"rate": asdict(wilson(3, 4)), "median_steps": 40}
 
 
-def test_language_use_needs_both_tellings_of_a_start_state():
-    told = _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 4)
-    deaf = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-open"] * 3)
-    keen = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close"] * 3)
-    assert summarize(told).language_use is None
-    assert summarize(told + deaf).language_use == wilson(3, 6)
-    assert summarize(told + keen).language_use == wilson(6, 6)
+def test_language_use_needs_both_instructions_of_a_start_state():
+    original = _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 4)
+    ignoring = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-open"] * 3)
+    obeying = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close"] * 3)
+    assert summarize(original).language_use is None
+    assert summarize(original + ignoring).language_use == wilson(3, 6)
+    assert summarize(original + obeying).language_use == wilson(6, 6)
 
 
 def test_language_use_pairs_start_states_of_one_task_and_leaves_out_errors():
-    told = _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 3)
+    original = _episodes("original", "drawer-open", "drawer-open", ["drawer-open"] * 3)
     others = _episodes("original", "door-open", "door-open", [None] * 3)
     swapped = _episodes("swapped", "drawer-open", "drawer-close", ["drawer-close", "drawer-close", None])
     swapped[1] = replace(swapped[1], outcome="error")
-    # Of seeds 0 and 2 of the drawer: told twice right, swapped once. Nobody swapped the door.
-    assert summarize(told + others + swapped).language_use == wilson(3, 4)
+    # Seeds 0 and 2 of the drawer: both right under original, one under swapped. The door has no swapped episode.
+    assert summarize(original + others + swapped).language_use == wilson(3, 4)
 
 
-def test_success_by_delay_leaves_out_what_differs_in_more():
+def test_success_by_delay_omits_conditions_with_other_changes():
     won = {
         "original": 9, "original+delay=4": 7, "original+delay=2": 8, "swapped+delay=4": 1, "original+light=dim": 2,
         "original+light=dim+delay=4": 3, "original+push@20": 4, "original+push@20+delay=2": 5,
@@ -330,7 +330,7 @@ def test_success_by_delay_leaves_out_what_differs_in_more():
     assert list(found.items()) == [(0, wilson(9, 10)), (2, wilson(8, 10)), (4, wilson(7, 10))]
 
 
-def test_the_json_of_a_summary_names_each_condition_as_it_was_played():
+def test_the_json_of_a_summary_has_every_condition():
     lines = [
         *_episodes("original", "a", "a", ["a"] * 9 + [None]),
         *_episodes("swapped", "a", "b", ["a"] * 2 + ["b"] * 5 + [None] * 3),

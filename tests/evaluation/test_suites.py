@@ -14,7 +14,7 @@ from tests.evaluation.toy_world import Toy
 
 @pytest.fixture
 def specs(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
-    """The specifications that are connected to; each gives the toy."""
+    """Record the specifications that are connected; each gives the toy benchmark."""
     seen: list[Spec] = []
 
     class Named(Toy):
@@ -58,6 +58,6 @@ def test_a_mapping_is_read_from_its_file(specs: list[Spec], tmp_path: Path) -> N
         open_suite("gym:Cart-v1", {"mapping": "none.yaml"})
 
 
-def test_a_suite_that_does_not_exist_names_the_nearest(specs: list[Spec]) -> None:
+def test_an_unknown_suite_names_the_nearest(specs: list[Spec]) -> None:
     with pytest.raises(ConfigError, match="benchmark toy has no suite 'lime': did you mean 'line'"):
         open_suite("toy/lime")

@@ -7,8 +7,8 @@ import pytest
 from anyvla.evaluation.workers import prepare_worker
 
 
-def test_a_process_that_simulates_renders_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever was set before: there is one such process per core."""
+def test_a_simulator_process_renders_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier value is replaced, because there is one such process per core."""
     monkeypatch.setenv("LP_NUM_THREADS", "8")
     prepare_worker()
     assert os.environ["LP_NUM_THREADS"] == "1"

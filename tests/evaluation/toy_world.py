@@ -1,4 +1,4 @@
-"""A benchmark without a simulator: a cart on a line, told to go left or right. Some seeds break it."""
+"""A benchmark without a simulator: a cart on a line that is instructed to go left or right. Some seeds break it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ TASKS = (
     Task("up", "lift", ("go up", "rise")),
 )
 SUITE = Suite("line", TASKS, HORIZON)
-# Chains: left, then up, without a reset. Spoken: the environment says what to do. Kept: the goal must hold at the end.
+# Chains: left, then up, without a reset. Spoken: the environment gives the instruction.
+# Kept: the goal must hold at the end.
 SUITES = {
     "line": SUITE,
     "chains": Suite("chains", TASKS, HORIZON, chains=[("left", "up"), ("right", "left", "up")]),
@@ -44,11 +45,11 @@ SUITES = {
     "kept": Suite("kept", TASKS, HORIZON, success_rule="end"),
     "hurried": Suite("hurried", [Task("left", "cart", ("go left",), horizon=3), TASKS[1]], HORIZON),
 }
-# Seeds of starts that go wrong; those of ONCE do so the first time only.
+# Seeds whose start state breaks the simulator; ONCE: the first time only.
 RAISES, HANGS, DIES, DIES_ONCE, HANGS_ONCE = 666, 667, 668, 669, 670
-HAS_CHILD = 671  # a seed at which the simulator starts a process of its own, and hangs
-CHANGES = 3  # a seed at which the environment that says its instruction says another one on the way
-GIVES_UP = 1_000_007  # a seed at which the expert does, on its way
+HAS_CHILD = 671  # a seed at which the simulator starts a child process and hangs
+CHANGES = 3  # a seed at which the environment changes its instruction during the episode
+GIVES_UP = 1_000_007  # a seed at which the expert gives up during the episode
 
 
 def spec(**settings: Any) -> Spec:
@@ -56,7 +57,7 @@ def spec(**settings: Any) -> Spec:
 
 
 class Toy:
-    """`fails`: seeds of demonstrations in which the expert of `right` goes wrong. `marks`: a folder for ONCE."""
+    """`fails`: seeds of demonstrations in which the expert of `right` fails. `marks`: a folder for ONCE."""
 
     name = "toy"
     factors: Mapping[str, Sequence[str]] = {"load": ("light", "heavy")}

@@ -1,6 +1,6 @@
 """A headless Chromium that a test can drive, over the DevTools pipe: no further package is needed.
 
-It has no network: what a page asks for beyond its own folder fails, and is recorded.
+It has no network: requests of a page beyond its own folder fail and are recorded.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ class Chromium:
         self.wait("document.readyState == 'complete' && location.protocol == 'file:'")
 
     def evaluate(self, script: str) -> Any:
-        """The JSON value of an expression in the page."""
+        """Return the JSON value of an expression in the page."""
         answer = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20) -> None:
-        """Until the expression is true in the page. Raises TimeoutError."""
+        """Wait until the expression is true in the page. Raises TimeoutError."""
         end = time.monotonic() + seconds
         while not self.evaluate(condition):
             if time.monotonic() > end:
@@ -109,16 +109,16 @@ class Chromium:
             time.sleep(0.05)
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the page was opened."""
+        """Return the addresses that were requested since the page was opened."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """What went wrong in the page: exceptions, and errors in its log."""
+        """Return the exceptions of the page and the errors in its log."""
         thrown = [str(e["params"]) for e in self.events if e["method"] == "Runtime.exceptionThrown"]
         logged = [e["params"]["entry"] for e in self.events if e["method"] == "Log.entryAdded"]
         return thrown + [str(entry) for entry in logged if entry["level"] == "error"]
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """Return the whole page as a PNG."""
         answer = self("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))

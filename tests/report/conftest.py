@@ -1,4 +1,4 @@
-"""A browser for the tests of what is looked at."""
+"""A browser for the tests of pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads pages as a person does: the text of their sections, the cells of their tables, their bars and their films."""
+"""Read the sections, tables, bars and videos of a page."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_the_page_of_a_run_without_a_simulator_fits(browser, tmp_path, width):
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
-def test_it_loads_quietly_and_fits(browser, index, width, dark):
+def test_it_loads_without_errors_and_fits(browser, index, width, dark):
     browser.open(index, width, dark=dark, mobile=width < 500)
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.complaints() == []
@@ -39,7 +39,7 @@ def test_it_loads_quietly_and_fits(browser, index, width, dark):
     assert (sum(map(int, paper[4:-1].split(","))) < 150) == dark
 
 
-def test_the_pair_plays_by_itself_and_obeys_its_button(browser, index):
+def test_the_pair_starts_by_itself_and_has_a_button(browser, index):
     browser.open(index, 1280)
     videos = "[...document.querySelectorAll('.hero video')]"
     assert browser.evaluate(f"{videos}.length") == 2
@@ -61,7 +61,7 @@ def test_every_video_can_be_decoded(browser, index):
     assert browser.evaluate("[...document.querySelectorAll('video')].filter(v => v.error).length") == 0
 
 
-def test_who_wants_no_motion_gets_none(browser, index):
+def test_reduced_motion_is_respected(browser, index):
     browser("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
     browser("Page.navigate", url=index.as_uri())
     browser.wait("document.readyState == 'complete'")

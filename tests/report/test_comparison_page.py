@@ -28,7 +28,7 @@ def episode(condition, task, seed, won, **given):
 
 
 def evaluation(folder, rates, **given):
-    """Results with `rates[condition]` successes of each 20 episodes of two tasks."""
+    """Write results with `rates[condition]` successes in each 20 episodes of two tasks."""
     lines = [
         episode(condition, task, seed, seed < won, **given)
         for condition, won in rates.items()
@@ -46,7 +46,7 @@ def folders(tmp_path_factory):
     b = evaluation(root / "large" / "eval", {"original": 15, "original+light=dim": 4, "empty": 1}, checkpoint="bbbb")
     more = {**PROTOCOL, "episodes": 30}  # the number alone may differ
     c = evaluation(root / "other" / "eval", {"original": 8, "original+light=dim": 6}, checkpoint="cccc", protocol=more)
-    # Of these, no pair exists: an error, and an episode that only one has.
+    # These have no partner: an error, and an episode that only one evaluation has.
     append_result(a / "results.jsonl", episode("original", "left", 20, False, outcome="error"))
     append_result(b / "results.jsonl", episode("original", "left", 20, True, checkpoint="bbbb"))
     append_result(b / "results.jsonl", episode("original", "left", 21, True, checkpoint="bbbb"))
@@ -58,14 +58,14 @@ def page(folders, tmp_path_factory):
     return write_comparison_report(folders, tmp_path_factory.mktemp("page") / "deep" / "compare.html")
 
 
-def test_the_sentences_say_who_is_better_and_who_cannot_be_told_apart(page):
+def test_the_sentences_state_significant_and_open_differences(page):
     head = plain(Page(page).text("head"))
     assert "large is better than small: 75 % against 40 %, a difference of +35 points (95 % interval +" in head
     assert "over 40 shared episodes" in head
     assert "other and small do not differ significantly: 40 % against 40 %, a difference of 0 points" in head
 
 
-def test_every_number_is_of_the_episodes_that_all_have(page):
+def test_every_number_is_over_the_shared_episodes(page):
     read = Page(page)
     overall = plain(read.text("overall"))
     assert "small 16 /40 40 %" in overall
@@ -82,7 +82,7 @@ def test_every_number_is_of_the_episodes_that_all_have(page):
     assert "<left>" not in page.read_text()
 
 
-def test_what_belongs_to_each_policy_stands_beside(page):
+def test_the_properties_of_each_policy_are_listed(page):
     protocol = plain(Page(page).text("protocol"))
     for words in ("checkpoint aaaa bbbb cccc", "torch 2.13.0 not given not given", "simulator errors 1 episodes 0"):
         assert words in protocol
@@ -100,7 +100,7 @@ def test_chains_are_compared_by_their_length(tmp_path):
     assert "tasks" not in read.sections
 
 
-def test_what_cannot_be_compared_is_refused_and_no_page_is_left(folders, tmp_path):
+def test_incomparable_evaluations_are_refused_without_a_page(folders, tmp_path):
     page = tmp_path / "page.html"
     with pytest.raises(ConfigError, match="at least two evaluations"):
         write_comparison_report(folders[:1], page)
@@ -114,7 +114,7 @@ def test_what_cannot_be_compared_is_refused_and_no_page_is_left(folders, tmp_pat
     assert not page.exists()
 
 
-def test_names_are_the_shortest_that_tell_apart():
+def test_labels_are_the_shortest_distinct_paths():
     assert make_labels([Path("/r/small/eval"), Path("/r/large/eval")]) == ["small", "large"]
     assert make_labels([Path("/a/run/eval"), Path("/b/run/eval")]) == ["a/run", "b/run"]
     assert make_labels([Path("/r/run/eval"), Path("/r/run/eval-libero-goal")]) == ["run", "eval-libero-goal"]
@@ -129,18 +129,18 @@ def test_the_command_writes_it_too(folders, tmp_path, capsys):
     assert "do not differ significantly: 20 % against 20 %" in plain(Page(page).text("head"))
 
 
-def test_an_episode_told_other_words_is_refused(folders, tmp_path):
+def test_different_instructions_are_refused(folders, tmp_path):
     line = episode("original", "left", 0, True)
     for seed in range(10):
-        told = dataclasses.replace(line, seed=seed, instruction="walk")
-        append_result(tmp_path / "b" / "results.jsonl", told)
+        other = dataclasses.replace(line, seed=seed, instruction="walk")
+        append_result(tmp_path / "b" / "results.jsonl", other)
     with pytest.raises(ConfigError, match="given different instructions, first in original-left-0"):
         write_comparison_report([folders[0], tmp_path / "b"], tmp_path / "page.html")
 
 
 @pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
-def test_it_loads_quietly_and_fits(browser, page, width, dark):
+def test_it_loads_without_errors_and_fits(browser, page, width, dark):
     browser.open(page, width, dark=dark, mobile=width < 500)
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.complaints() == []

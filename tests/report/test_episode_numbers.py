@@ -1,4 +1,4 @@
-"""The page of an episode: which video, which numbers and which line belong to what."""
+"""Tests of the videos, plots and numbers in the report of an episode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.small import embodiment, episode
 
 
 class Memory(list[Any]):
-    """A data set of episodes in memory."""
+    """A dataset of episodes in memory."""
 
     root = Path("somewhere/memory")
 
@@ -28,7 +28,7 @@ class Memory(list[Any]):
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Write a page; returns it, and the frames and the rate of each video by its name."""
+    """Write a report. Return it, and the frames and the rate of each video by its name."""
     videos: dict[str, tuple[np.ndarray, float]] = {}
 
     def write_video(path: Path, frames: Any, fps: float) -> None:
@@ -42,7 +42,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return run
 
 
-def test_each_camera_has_its_own_video_of_the_episode_asked_for(written: Any) -> None:
+def test_each_camera_has_its_own_video_of_the_requested_episode(written: Any) -> None:
     other, one = episode(5, 1), replace(episode(7, 2), extra={})
     page, videos = written(other, one, index=1)
     for name, camera in (("camera-0.mp4", "corner"), ("camera-1.mp4", "wrist")):
@@ -55,14 +55,14 @@ def test_each_camera_has_its_own_video_of_the_episode_asked_for(written: Any) ->
     assert "task 1" in page.html
 
 
-def test_frames_come_when_their_time_comes(written: Any) -> None:
+def test_frames_are_shown_at_their_times(written: Any) -> None:
     """Taken at 0, 0.1, 0.2 and 0.5 s: the third stays for the pause."""
     one = replace(episode(4, 3), timestamps=np.array([0, 0.1, 0.2, 0.5]))
     _, videos = written(one)
     np.testing.assert_array_equal(videos["camera-0.mp4"][0], one.images["corner"][[0, 1, 2, 2, 2, 3]])
 
 
-def test_each_plot_is_of_its_own_numbers(written: Any) -> None:
+def test_each_plot_shows_its_own_numbers(written: Any) -> None:
     one = replace(
         episode(3),
         actions=np.array([[0, 1, 2, -1], [3, 4, 5, 1], [6, 7, 8, 1]], np.float32),
@@ -78,7 +78,7 @@ def test_each_plot_is_of_its_own_numbers(written: Any) -> None:
     ]
 
 
-def test_labels_are_the_names_of_dimensions_or_what_their_kind_says() -> None:
+def test_labels_are_the_names_of_dims_or_depend_on_their_kind() -> None:
     robot = embodiment()
     named = replace(robot.action.groups[1], names=("jaw",))
     turning = replace(robot.action.groups[0], name="turn", kind="rotation", rotation="euler", unit="rad")

@@ -12,8 +12,8 @@ from anyvla.report.episode import write_episode_report
 from tests.small import embodiment, episode
 
 
-def test_the_video_of_the_page_runs_as_the_plots_do(tmp_path: Path) -> None:
-    """A pause of ten steps is one in the video too, so that the line in the plots is at the frame that is shown."""
+def test_the_video_has_the_time_axis_of_the_plots(tmp_path: Path) -> None:
+    """A pause of ten steps is a pause in the video too, so the cursor in the plots fits the frame."""
     robot, one = embodiment(), episode(20, 0)
     times = np.arange(20) / robot.control_hz
     times[10:] += 10 / robot.control_hz

@@ -23,7 +23,7 @@ def index(tmp_path_factory):
 
 @in_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_it_loads_quietly_and_fits(browser, index, width, dark):
+def test_it_loads_without_errors_and_fits(browser, index, width, dark):
     browser.open(index, width, dark=dark, mobile=width < 500)
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.complaints() == []

@@ -25,16 +25,16 @@ PROTOCOL = {
 
 
 def line(condition: str, task: str, seed: int, won: bool, **given: object) -> EpisodeResult:
-    told = OTHER[task] if condition.startswith("swapped") else task
+    instructed = OTHER[task] if condition.startswith("swapped") else task
     values = {
         "benchmark": "metaworld/mt50",
         "condition": condition,
         "task": task,
-        "instructed": told,
-        "instruction": f"{told} <it> & stop",
+        "instructed": instructed,
+        "instruction": f"{instructed} <it> & stop",
         "seed": seed,
         "outcome": "success" if won else "failure",
-        "reached": task if won else told if told != task else None,
+        "reached": task if won else instructed if instructed != task else None,
         "steps": 40 + seed,
         "latency_ms": 12.0,
         "checkpoint": "0123456789abcdef",
@@ -79,7 +79,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_evaluation_report(folder)
 
 
-def test_the_numbers_are_those_of_the_summary(page: Path) -> None:
+def test_the_numbers_equal_the_summary(page: Path) -> None:
     read = Page(page)
     head = plain(read.text("head"))
     assert "metaworld/mt50" in head
@@ -178,7 +178,7 @@ def test_the_terminal_has_the_same_numbers() -> None:
 
 @pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
-def test_it_loads_quietly_and_fits(browser, page: Path, width: int, dark: bool) -> None:
+def test_it_loads_without_errors_and_fits(browser, page: Path, width: int, dark: bool) -> None:
     browser.open(page, width, dark=dark, mobile=width < 500)
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.complaints() == []
@@ -190,7 +190,7 @@ def test_it_loads_quietly_and_fits(browser, page: Path, width: int, dark: bool) 
 @pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_long_names_of_tasks_fit(browser, tmp_path: Path, width: int) -> None:
-    """LIBERO's have no place where a line could break."""
+    """Names of LIBERO's tasks have no space at which a line could break."""
     long = "put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket"
     lines = [line("original", long, seed, seed == 0) for seed in range(3)]
     (tmp_path / "videos").mkdir()
@@ -201,20 +201,20 @@ def test_long_names_of_tasks_fit(browser, tmp_path: Path, width: int) -> None:
     assert browser.evaluate(wider) == 0
 
 
-def test_where_lines_do_not_agree_every_value_is_told(tmp_path: Path) -> None:
+def test_differing_lines_list_every_value(tmp_path: Path) -> None:
     lines = [line("original", "reach", 0, True), line("original", "reach", 1, True, versions={"torch": "2.14.0"})]
     assert "torch 2.13.0; 2.14.0" in Page(write(tmp_path, lines)).text("protocol")
 
 
-def test_a_published_number_says_what_it_measures_and_what_was_not_checked(page: Path) -> None:
+def test_a_published_number_states_its_measure_and_whether_it_was_checked(page: Path) -> None:
     published = plain(Page(page).text("published"))
     assert "Ours: 21 episodes, tasks: 2." in published
     assert "ALAM + pi0 over all episodes; huggingface.co 86.8 % ours 85.7 % differs" in published
     assert "Diffusion Policy mean over groups; arxiv.org (Table 2) 10.5 % ours 85.9 % unchecked" in published
 
 
-@pytest.mark.parametrize(("tasks", "told"), [(2, False), (50, True)])
-def test_beside_published_numbers_a_part_of_a_suite_is_called_one(tmp_path: Path, tasks: int, told: bool) -> None:
+@pytest.mark.parametrize(("tasks", "noted"), [(2, False), (50, True)])
+def test_a_partly_played_suite_is_noted_beside_published_numbers(tmp_path: Path, tasks: int, noted: bool) -> None:
     lines = [line("original", task, 0, True, protocol={**PROTOCOL, "tasks": tasks}) for task in TASKS]
     published = plain(Page(write(tmp_path, lines)).text("published"))
-    assert (f"2 of its {tasks} tasks were played" in published) == told
+    assert (f"2 of its {tasks} tasks were played" in published) == noted

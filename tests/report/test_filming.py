@@ -29,10 +29,10 @@ T, R = TypeVar("T"), TypeVar("R")
 
 
 def episode(condition, task, seed, reached):
-    told = task if condition == "original" else OPPOSITE[task]
+    instructed = task if condition == "original" else OPPOSITE[task]
     return EpisodeResult(
-        benchmark="toy/line", condition=condition, task=task, instructed=told, instruction=f"go {told}", seed=seed,
-        outcome="success" if reached == task else "failure", reached=reached, steps=7,
+        benchmark="toy/line", condition=condition, task=task, instructed=instructed,
+        instruction=f"go {instructed}", seed=seed, outcome="success" if reached == task else "failure", reached=reached, steps=7,
         latency_ms=1.0, checkpoint="c0ffee",
     )  # fmt: skip
 
@@ -41,13 +41,13 @@ def keys(results):
     return [(r.condition, r.task, r.seed) for r in results]
 
 
-def test_the_choice_prefers_successes_whose_twin_obeyed():
+def test_successes_with_an_obedient_twin_are_preferred():
     results = [
         episode("original", "left", 0, "left"),
         episode("original", "left", 1, "left"),
         episode("original", "right", 0, "right"),
         episode("original", "up", 0, "up"),
-        episode("swapped", "left", 0, "left"),  # did not listen
+        episode("swapped", "left", 0, "left"),  # ignored the instruction
         episode("swapped", "left", 1, "right"),
         episode("swapped", "right", 0, None),
     ]
@@ -58,19 +58,19 @@ def test_the_choice_prefers_successes_whose_twin_obeyed():
         ("original", "right", 0),
         ("original", "up", 0),
     ]
-    assert chosen[4:] == [("swapped", "left", 0), ("swapped", "right", 0)]  # what missed the told goal
+    assert chosen[4:] == [("swapped", "left", 0), ("swapped", "right", 0)]  # they missed the instructed goal
     assert keys(choose_episodes(results, failures=1)) == chosen[:5]
     assert keys(choose_episodes(results, failures=0)) == chosen[:4]
 
 
 def test_one_pair_per_scene_is_filmed():
-    told = [episode("original", task, 0, task) for task in ("left", "right")]
+    original = [episode("original", task, 0, task) for task in ("left", "right")]
     swapped = [episode("swapped", task, 0, OPPOSITE[task]) for task in ("left", "right")]
-    chosen = keys(choose_episodes(told + swapped, failures=6))
+    chosen = keys(choose_episodes(original + swapped, failures=6))
     assert chosen == [("original", "left", 0), ("swapped", "left", 0), ("original", "right", 0)]
 
 
-def test_of_other_conditions_one_episode_is_filmed_and_of_unrelated_words_none():
+def test_other_conditions_get_one_video_and_unrelated_instructions_none():
     def other(condition, seed, outcome, reached=None):
         return replace(episode("original", "left", seed, reached), condition=condition, outcome=outcome)
 
@@ -139,8 +139,8 @@ def frames_of(path):
         return [f.to_ndarray(format="rgb24") for f in container.decode(video=0)], rate
 
 
-def test_episodes_are_played_again_and_filmed(played, caplog):
-    """In processes of their own, as it is for people."""
+def test_episodes_are_replayed_and_filmed(played, caplog):
+    """The worker processes are real here."""
     folder, results = played
     progress = []
     index = film(results, opened(), folder, progress=lambda done, total: progress.append((done, total)))
@@ -148,25 +148,27 @@ def test_episodes_are_played_again_and_filmed(played, caplog):
     assert "did not end as recorded" not in caplog.text
     entries = json.loads(index.read_text())
     assert entries == [
-        {"file": f"{c}-right-0.mp4", "task": "right", "instructed": told, "condition": c, "instruction": f"go {told}",
-         "success": c == "original", "reached": told, "seed": 0, "steps": STEPS}
-        for c, told in (("original", "right"), ("swapped", "left"))
+        {"file": f"{c}-right-0.mp4", "task": "right", "instructed": instructed, "condition": c,
+         "instruction": f"go {instructed}", "success": c == "original", "reached": instructed, "seed": 0, "steps": STEPS}
+        for c, instructed in (("original", "right"), ("swapped", "left"))
     ]  # fmt: skip
     for name in ("original-right-0.mp4", "swapped-right-0.mp4"):
         frames, rate = frames_of(index.parent / name)
         assert rate == 10  # the robot's
         assert len(frames) == STEPS + 1 + 14  # seven steps, then the end, held for 0.7 s of 20 frames
         mark = frames[-1][:46, 200:]
-        assert (mark[..., 1].astype(int) - mark[..., 0] > 60).sum() > 50  # green, at the end only: it did as told
+        assert (
+            mark[..., 1].astype(int) - mark[..., 0] > 60
+        ).sum() > 50  # green at the end only: the instruction was followed
         assert (frames[0][:46, 200:, 1].astype(int) - frames[0][:46, 200:, 0] > 60).sum() == 0
-    # What is filmed already is left alone.
+    # Existing videos are kept.
     before = {p: p.stat().st_mtime_ns for p in index.parent.glob("*.mp4")}
     film(results, opened(), folder)
     assert {p: p.stat().st_mtime_ns for p in index.parent.glob("*.mp4")} == before
 
 
 @pytest.mark.usefixtures("here")
-def test_a_film_that_ends_otherwise_is_reported(played, caplog):
+def test_a_replay_that_ends_differently_is_reported(played, caplog):
     folder, results = played
     with caplog.at_level(logging.WARNING):
         film([replace(results[0], reached="left"), results[1]], opened(), folder)
@@ -175,7 +177,7 @@ def test_a_film_that_ends_otherwise_is_reported(played, caplog):
 
 
 @pytest.mark.usefixtures("here")
-def test_stopping_keeps_what_is_filmed(played):
+def test_stopping_keeps_finished_videos(played):
     folder, results = played
     with pytest.raises(Interrupted, match="run the same command to resume"):
         film(results, opened(), folder, stop=lambda: True)
@@ -186,7 +188,7 @@ def test_stopping_keeps_what_is_filmed(played):
 
 
 @pytest.mark.usefixtures("here")
-def test_the_chunks_are_drawn_under_the_picture(tmp_path):
+def test_chunks_are_drawn_below_the_frame(tmp_path):
     result = episode("original", "right", 0, "right")
     rollout = recorded(tmp_path, result, [1, 0, 0, 0])
     for mark in (0, 4):  # a new chunk after four of six actions
@@ -197,13 +199,13 @@ def test_the_chunks_are_drawn_under_the_picture(tmp_path):
     frames, _ = frames_of(index.parent / "original-right-0.mp4")
     plots = [f[-48:].astype(int) for f in frames[:7]]
     bright = [(np.abs(p - [110, 163, 255]).sum(-1) < 120).sum() for p in plots]  # the first dimension's color
-    assert bright[0] > bright[3] > 0  # what was executed fades
-    assert bright[4] > bright[3]  # and the policy looked again
+    assert bright[0] > bright[3] > 0  # executed actions are faded
+    assert bright[4] > bright[3]  # and the policy predicted again
 
 
 @dataclass
 class Watched:
-    """A simulator that writes down what it is asked; its picture is how many actions it has executed."""
+    """A simulator that records its calls; its frames show the number of executed actions."""
 
     hz: float = 10
     calls: list[tuple[Any, ...]] = field(default_factory=list)
@@ -229,7 +231,7 @@ class Watched:
 
 @pytest.fixture
 def watch(monkeypatch, tmp_path):
-    """Film an episode of a watched simulator: the calls, what is shown at each frame, and the rate of the video."""
+    """Return a function that films an episode and returns the calls, the overlays, the video and `as_recorded`."""
     shown: list[dict[str, Any]] = []
     videos: list[tuple[Path, list[int], float]] = []
 
@@ -269,7 +271,7 @@ def of(result, actions, **fields):
     return rollout
 
 
-def test_the_film_is_of_the_episodes_start_and_actions_at_the_robots_rate(watch):
+def test_a_video_replays_start_and_actions_at_the_robots_rate(watch):
     result = replace(episode("original", "left", 41, "up"), condition="original+camera=far+light=dim")
     calls, shown, (_, frames, fps), ended = watch(result, of(result, range(1, 9)), 6)
     assert calls == [
@@ -293,7 +295,7 @@ def test_a_fast_robot_is_filmed_at_about_twenty_frames_a_second(watch):
     assert (frames[:3], fps, ended) == ([0, 2, 4], 20, True)
 
 
-def test_the_disturbance_happens_again_when_it_did(watch):
+def test_the_disturbance_is_repeated_at_its_action(watch):
     result = replace(episode("original", "left", 9, None), condition="original+push@2", extra={"disturbed_at": 4})
     calls, *_ = watch(result, of(result, range(8)), 7)
     assert [call for call in calls if call[0] == "disturb"] == [("disturb", "push", 9, 4)]
@@ -302,13 +304,13 @@ def test_the_disturbance_happens_again_when_it_did(watch):
     assert not [call for call in calls if call[0] == "disturb"]
 
 
-def test_each_task_of_a_chain_begins_where_it_did_and_is_named(watch):
+def test_each_task_of_a_chain_begins_at_its_action_and_is_named(watch):
     result = replace(
         episode("original", "chain", 3, "up"), instructed="chain", extra={"chain": ["left", "up", "right"]}
     )
     before = [np.zeros((2, 2), np.float32), np.zeros((1, 2), np.float32)]
-    said = [(0, "go left"), (2, "rise"), (3, "go right")]
-    calls, shown, *_ = watch(result, of(result, range(4), finished=before, instructions=said), 3)
+    given = [(0, "go left"), (2, "rise"), (3, "go right")]
+    calls, shown, *_ = watch(result, of(result, range(4), finished=before, instructions=given), 3)
     assert [call for call in calls if call[0] in ("reset", "begin")] == [
         ("reset", "left", 3, {}), ("begin", "up", 2), ("begin", "right", 3)
     ]  # fmt: skip
@@ -319,7 +321,7 @@ def test_each_task_of_a_chain_begins_where_it_did_and_is_named(watch):
 
 
 @pytest.mark.parametrize(("delay", "expected"), [(0, "AAABBB"), (2, "..AAAB")])
-def test_the_chunk_that_is_shown_is_the_one_that_is_executed(watch, delay, expected):
+def test_the_executed_chunk_is_shown(watch, delay, expected):
     result = episode("original", "left", 0, None)
     if delay:
         result = replace(result, condition=f"original+delay={delay}")
@@ -332,8 +334,8 @@ def test_the_chunk_that_is_shown_is_the_one_that_is_executed(watch, delay, expec
     assert shown[0]["limits"] == [[1, -3], [3, -1]]
 
 
-def test_an_episode_that_did_as_it_was_told_ends_with_a_tick(watch):
-    """Told another task than its own, that is another thing than success."""
+def test_an_episode_that_followed_its_instruction_ends_with_a_tick(watch):
+    """With another task's instruction, obedience differs from success."""
     for condition, reached, done in (
         ("original", "left", True), ("original", "right", False),
         ("swapped", "right", True), ("swapped", "left", False),

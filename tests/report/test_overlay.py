@@ -21,18 +21,18 @@ def plot(executed, chunk=CHUNKS[0]):
 
 
 def columns(picture, color):
-    """Which columns hold a pixel close to the color; lines are thin, so their pixels are mixed with the ground."""
+    """Return the columns with a pixel close to the color; pixels of thin lines are mixed with the background."""
     return np.flatnonzero((np.abs(picture - color).sum(-1) < 120).any(0))
 
 
-def test_what_was_executed_fades_and_what_is_left_is_bright():
+def test_executed_actions_are_faded_and_remaining_ones_bright():
     fresh, later = columns(plot(0), BLUE), columns(plot(4), BLUE)
     assert fresh.min() < 20
     assert fresh.max() > 220
     assert 110 < later.min() < 130  # half of the eight actions are over
     assert later.max() > 220
     assert not len(columns(plot(8), BLUE))
-    np.testing.assert_array_equal(plot(8), plot(11))  # of a delayed chunk, more have passed than it has
+    np.testing.assert_array_equal(plot(8), plot(11))  # of a delayed chunk, more actions may have passed than it has
 
 
 def test_a_new_chunk_shows_at_once():
@@ -64,7 +64,7 @@ def test_without_limits_there_is_the_caption_alone():
     np.testing.assert_array_equal(shown[-240:], FRAME)
 
 
-def test_the_step_and_the_outcome_are_said():
+def test_step_and_outcome_are_in_the_caption():
     long = "put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket"
     assert not np.array_equal(
         draw_overlay(FRAME, "go", task=long, step=6), draw_overlay(FRAME, "go", task=long, step=5)
@@ -82,7 +82,7 @@ def test_success_is_a_green_tick_and_failure_a_red_cross():
         np.testing.assert_array_equal(draw_overlay(FRAME, "go", step=5, success=success), expected)
     blank = np.zeros((240, 240, 3), np.uint8)
     sides = {}
-    for mark in ("tick", "cross"):  # a cross is as high on its left as on its right, a tick is not
+    for mark in ("tick", "cross"):  # a cross is symmetric, a tick is not
         white = (add_caption(blank, "", NEUTRAL, mark)[:-240, 200:] > 200).all(-1)
         rows, columns = np.nonzero(white)
         middle = (columns.min() + columns.max()) / 2
@@ -105,7 +105,7 @@ def test_the_newest_chunk_of_a_step_is_found():
     assert chunk_limits(CHUNKS[:0]) is None
 
 
-def test_a_session_knows_no_chunk_of_the_one_before():
+def test_a_session_has_no_chunk_of_the_previous_session():
     marks = np.array([0, 4])
     assert find_chunk(CHUNKS, marks, 5, delay=2)[0] == pytest.approx(CHUNKS[0])
     assert find_chunk(CHUNKS, marks, 5, delay=2, since=4) == (None, 0)
@@ -113,13 +113,13 @@ def test_a_session_knows_no_chunk_of_the_one_before():
 
 
 @pytest.mark.parametrize("delay", [0, 2])
-def test_it_is_the_chunk_that_the_robot_executes(delay):
+def test_the_chunk_in_effect_is_the_executed_one(delay):
     chunks = np.random.default_rng(0).normal(size=(5, 8, EMBODIMENT.action.size)).astype(np.float32)
     execution = Execution(EMBODIMENT, 4, delay)
     marks = np.arange(5) * 4
     for step, action in enumerate(np.concatenate([execution(chunk) for chunk in chunks])):
         chunk, passed = find_chunk(chunks, marks, step, delay)
-        assert (chunk is None) == (step < delay)  # nothing is known yet, the robot holds still
+        assert (chunk is None) == (step < delay)  # before the first chunk arrives, the robot holds still
         assert chunk is None or chunk[passed] == pytest.approx(action)
 
 
@@ -132,6 +132,6 @@ def test_it_is_the_chunk_that_the_robot_executes(delay):
         ({"limits": LIMITS, "executed": -1}, "0 or more"),
     ],
 )
-def test_what_does_not_fit_is_refused(given, match):
+def test_shapes_that_do_not_fit_are_refused(given, match):
     with pytest.raises(ValueError, match=match):
         draw_overlay(FRAME, "go", **given)

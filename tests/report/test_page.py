@@ -43,7 +43,7 @@ def test_the_page_needs_nothing_from_outside(run):
     assert len({v["src"] for v in page.all("video")}) == len(json.loads((run / "eval/videos/index.json").read_text()))
 
 
-def test_numbers_shown_are_those_of_the_summary(run):
+def test_the_numbers_equal_the_summary(run):
     page = Page(write_report(run))
     summary = summarize(results())
     head, tasks, listening = plain(page.text("head")), plain(page.text("tasks")), plain(page.text("language"))
@@ -71,7 +71,7 @@ def test_numbers_shown_are_those_of_the_summary(run):
     )
 
 
-def test_how_it_was_made_is_told(run):
+def test_stages_and_commands_are_listed(run):
     made = plain(Page(write_report(run)).text("made"))
     assert "collect 2.4 min 2.1 GB 3" in made  # three runs together
     assert "All 7.9 min 2.9 GB" in made
@@ -86,7 +86,7 @@ def test_commands_survive_a_folder_with_a_space(original, tmp_path):
     assert f"anyvla report '{run}-again'" in Page(write_report(run)).text("made")
 
 
-def test_pairs_share_a_start_and_differ_in_words(run):
+def test_pairs_share_a_start_and_differ_in_instructions(run):
     page = Page(write_report(run))
     assert "Same start, opposite instructions" in page.text("pair")
     films = [a["src"].partition("#")[0] for a in page.all("video")]
@@ -98,7 +98,7 @@ def test_pairs_share_a_start_and_differ_in_words(run):
         assert attributes["preload"] == "metadata"
 
 
-def test_failures_are_shown_or_their_absence_is_told(original, tmp_path):
+def test_failures_are_shown_or_their_absence_is_stated(original, tmp_path):
     shown = Page(write_report(original)).text("videos")
     assert (
         "Of the episodes with the original or the opposite instruction, 1 did not reach the instructed goal; all shown."
@@ -134,7 +134,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("part", MISSING)
-def test_what_is_missing_is_told_with_its_command(run, part):
+def test_a_missing_part_is_shown_with_its_command(run, part):
     path = run / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     section, sentence, command = MISSING[part]
@@ -153,9 +153,9 @@ def test_one_part_alone_is_enough(original, tmp_path, part):
     assert len(page.sections) >= 5
 
 
-def test_only_told_episodes(run):
-    told = [r for r in results() if r.condition == "original"]
-    (run / "eval/results.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in told))
+def test_only_original_episodes(run):
+    original = [r for r in results() if r.condition == "original"]
+    (run / "eval/results.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in original))
     page = Page(write_report(run))
     assert "whether it uses the instruction was not tested" in page.text("head")
     assert "No episode was played with another instruction" in page.text("language")
@@ -208,7 +208,7 @@ def test_a_training_log_that_was_resumed_counts_each_step_once(run):
     assert "<title>step 710: 0.0625</title>" in html
 
 
-def test_a_page_written_again_drops_what_is_gone(run):
+def test_a_rewritten_page_drops_deleted_videos(run):
     index = write_report(run)
     gone = run / "eval/videos/original-door-open-3.mp4"
     (run / "report/notes.txt").write_text("mine")
@@ -233,12 +233,13 @@ def outcome(won):
     return "success" if won else "failure"
 
 
-def original_and_swapped(told, first, obeyed, n=20):
-    """Results of one task: how many of n told episodes succeed, how many swapped ones reach first and told goal."""
+def original_and_swapped(succeeded, first, obeyed, n=20):
+    """Return results of one task: n original and n swapped episodes with these numbers of reached goals."""
     base = replace(results()[0], task="drawer-open", instructed="drawer-open", condition="original")
     goals = ["drawer-open"] * first + ["drawer-close"] * obeyed + [None] * (n - first - obeyed)
     lines = [
-        replace(base, seed=i, outcome=outcome(i < told), reached="drawer-open" if i < told else None) for i in range(n)
+        replace(base, seed=i, outcome=outcome(i < succeeded), reached="drawer-open" if i < succeeded else None)
+        for i in range(n)
     ]
     return lines + [
         replace(
@@ -260,22 +261,22 @@ def original_and_swapped(told, first, obeyed, n=20):
         ((20, 20, 0), "bad", "but it ignores the instruction"),
         ((20, 9, 11), "open", "whether it uses the instruction remains open"),
         ((0, 0, 0), "open", "followed its instruction in 0 of 20 unseen episodes"),
-        ((4, 0, 12), "open", "and it uses the instruction"),  # it listens, but that alone is no success
+        ((4, 0, 12), "open", "and it uses the instruction"),  # it uses the instruction, but rarely succeeds
     ],
 )
 def test_the_verdict_follows_the_counts(counts, tone, words):
-    said = state_verdict(summarize(original_and_swapped(*counts)))
-    assert said.tone == tone
-    assert words in said.text
-    assert f"{counts[0]} of 20" in said.text
-    assert f"original goal in {counts[1]} of 20" in said.text
+    stated = state_verdict(summarize(original_and_swapped(*counts)))
+    assert stated.tone == tone
+    assert words in stated.text
+    assert f"{counts[0]} of 20" in stated.text
+    assert f"original goal in {counts[1]} of 20" in stated.text
 
 
 def test_without_results_there_is_no_verdict():
     assert "has not been evaluated yet" in state_verdict(None).text
 
 
-def test_the_evaluation_in_full_lies_beside(run):
+def test_the_full_evaluation_is_a_second_page(run):
     index = write_report(run)
     assert "evaluation.html" in [a.get("href") for a in Page(index).all("a")]
     beside = Page(index.with_name("evaluation.html"))
@@ -284,7 +285,7 @@ def test_the_evaluation_in_full_lies_beside(run):
         assert (index.parent / unquote(video["src"].partition("#")[0])).is_file()
 
 
-def test_without_results_there_is_no_page_of_them(run):
+def test_without_results_there_is_no_evaluation_page(run):
     shutil.rmtree(run / "eval")
     index = write_report(run)
     assert not index.with_name("evaluation.html").exists()
@@ -292,7 +293,7 @@ def test_without_results_there_is_no_page_of_them(run):
 
 
 def alone(run, **recipe):
-    """Make the run one of a recipe without a simulator, just trained."""
+    """Turn the run into a trained one whose recipe names no simulator."""
     for part in ("eval", "dataset", "stages.jsonl"):
         path = run / part
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -312,12 +313,12 @@ def alone(run, **recipe):
 
 
 def commands(page):
-    """All commands that a page names."""
+    """Return all commands that a page names."""
     code = " ".join(re.findall(r"<code>(.*?)</code>", page.html, re.DOTALL))
     return re.findall(r"^anyvla (?:data )?[a-z]+", code.replace("from anyvla", ""), re.MULTILINE)
 
 
-def test_a_run_without_a_simulator_has_no_dead_end(run):
+def test_a_run_without_a_simulator_shows_only_possible_commands(run):
     page = alone(run)
     assert page.open == []
     assert "has not been evaluated: its recipe names no simulator" in page.text("head")
@@ -337,7 +338,7 @@ def test_a_run_without_a_simulator_has_no_dead_end(run):
     assert "anyvla eval" not in page.text("made")
 
 
-def test_a_run_on_data_of_ones_own_with_a_simulator_is_evaluated_there(run):
+def test_a_run_on_own_data_with_a_benchmark_is_evaluated_there(run):
     page = alone(run, benchmark="libero/goal")
     assert "usage" not in page.sections
     assert f"anyvla eval {run}" in page.text("tasks")
@@ -345,7 +346,7 @@ def test_a_run_on_data_of_ones_own_with_a_simulator_is_evaluated_there(run):
 
 
 @pytest.mark.parametrize("data", [{}, None, {"sources": []}, {"preset": "bridge", "root": "oxe"}])
-def test_a_run_without_a_simulator_and_with_little_else(run, data):
+def test_a_run_without_a_simulator_and_with_incomplete_files(run, data):
     page = alone(run, data=data)
     assert "usage" in page.sections
     assert not {"anyvla data view", "anyvla data info", "anyvla data collect"} & set(commands(page))

@@ -1,4 +1,4 @@
-"""Which of its films, start states and log lines a page of a run speaks of."""
+"""Tests of the videos, start states and log lines that the report of a run selects."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def run_of(results=(), clips=(), log=()) -> RunFolder:
     return RunFolder(Path("run"), {}, "", log, results, summary, clips, (), None, Path("run/checkpoint"), {})
 
 
-def clip(condition, task, told, seed, reached, name="") -> Clip:
+def clip(condition, task, instructed, seed, reached, name="") -> Clip:
     path = Path(f"{name or condition}-{task}-{seed}.mp4")
-    return Clip(path, task, told, condition, f"do {told}", reached == task, reached, seed, 9)
+    return Clip(path, task, instructed, condition, f"do {instructed}", reached == task, reached, seed, 9)
 
 
 @pytest.mark.parametrize(
@@ -47,21 +47,23 @@ def clip(condition, task, told, seed, reached, name="") -> Clip:
         ((15, 2, 13), "good", "and it uses the instruction"),  # 15 are 53.1 to 88.8 %
     ],
 )
-def test_a_verdict_asks_for_intervals_that_are_apart(counts, tone, words):
-    said = state_verdict(summarize(original_and_swapped(*counts)))
-    assert said.tone == tone
-    assert words in said.text
+def test_a_verdict_needs_disjoint_intervals(counts, tone, words):
+    stated = state_verdict(summarize(original_and_swapped(*counts)))
+    assert stated.tone == tone
+    assert words in stated.text
 
 
-def test_a_start_state_is_told_apart_if_both_instructions_led_to_their_goals():
-    lines = original_and_swapped(told=3, first=0, obeyed=2, n=4)  # told seeds 0 to 2; swapped seeds 0 and 1
+def test_start_states_whose_two_instructions_were_followed_are_counted():
+    lines = original_and_swapped(
+        succeeded=3, first=0, obeyed=2, n=4
+    )  # original: seeds 0 to 2 succeed; swapped: seeds 0 and 1 obey
     other = [replace(r, task="door-open", instructed="door-open", reached="door-open", seed=r.seed) for r in lines[:4]]
     found = _count_paired_starts(run_of([*lines, *other]))
     assert (found.starts, found.both_followed) == (4, 2)
     assert _count_paired_starts(run_of(lines[:4])) is None
 
 
-def test_films_of_one_start_state_and_opposite_words_are_a_pair():
+def test_videos_of_one_start_state_and_opposite_instructions_are_a_pair():
     both = ("original", "a", "a", 1, "a"), ("swapped", "a", "b", 1, "b")
     missed = ("original", "b", "b", 2, None), ("swapped", "b", "a", 2, "b")
     films = [clip(*given) for given in (*missed, ("original", "a", "a", 7, "a"), ("swapped", "a", "b", 3, "b"), *both)]
@@ -74,7 +76,7 @@ def test_films_of_one_start_state_and_opposite_words_are_a_pair():
     ]
 
 
-def test_films_are_under_the_heading_of_what_they_show(tmp_path):
+def test_videos_are_grouped_by_outcome(tmp_path):
     films = [
         clip("original", "a", "a", 0, "a"),
         clip("original", "a", "a", 1, None),
@@ -83,17 +85,17 @@ def test_films_are_under_the_heading_of_what_they_show(tmp_path):
         clip("unrelated", "a", "c", 4, "a"),
         clip("unrelated", "a", "c", 5, None),
     ]
-    lines = original_and_swapped(told=4, first=3, obeyed=6, n=10)
+    lines = original_and_swapped(succeeded=4, first=3, obeyed=6, n=10)
     lines += [replace(r, condition="unrelated", instructed="c", reached=None) for r in lines[:5]]
     context = _make_context(run_of(lines, films), {film.path: film.path.name for film in films})
     seeds = {heading: [c.seed for c in context[heading]] for heading in ("successes", "failures", "unrelated")}
     assert seeds == {"successes": [0, 2], "failures": [1, 3], "unrelated": [4, 5]}
-    assert context["failed"] == 6 + 4  # told 4 of 10, swapped 6 of 10; unrelated ones had nothing to reach
+    assert context["failed"] == 6 + 4  # original 4 of 10, swapped 6 of 10; unrelated ones do not count
     assert context["opposite"] == {"drawer-open": "drawer-close"}
 
 
-def test_versions_are_those_that_the_results_say_and_then_those_that_run_here():
-    base = original_and_swapped(told=1, first=0, obeyed=0, n=1)[0]
+def test_versions_come_from_the_results_and_then_from_this_process():
+    base = original_and_swapped(succeeded=1, first=0, obeyed=0, n=1)[0]
     protocol = {"simulator": {"mujoco": "3.3.0", "torch": "9"}}
     lines = [replace(base, seed=n, protocol=protocol, versions={"torch": f"0.{n}"}) for n in (1, 2)]
     found = _collect_versions(run_of(lines))
@@ -111,7 +113,10 @@ def test_each_curve_has_its_own_caption_and_scale():
     assert "<title>step 4: 0.004</title>" in found["Learning rate"]
     assert "<title>step 4: 20</title>" in found["Gradient norm"]
     assert ">0<" in found["Learning rate"]  # its axis is linear and begins at 0
-    assert [">0.2<" in found[title] for title in ("Loss", "Learning rate")] == [True, False]  # a logarithmic one
+    assert [">0.2<" in found[title] for title in ("Loss", "Learning rate")] == [
+        True,
+        False,
+    ]  # the loss has a logarithmic axis
     assert context["took"] == 3  # minutes of the last line
 
 
@@ -134,7 +139,7 @@ def test_failed_attempts_are_counted_one_by_one(tmp_path):
     assert (found.episodes, found.frames, found.fps) == (240, 9705, 40)
 
 
-def test_the_last_checkpoint_on_the_way_is_the_one_reported(tmp_path):
+def test_the_last_intermediate_checkpoint_is_reported(tmp_path):
     for step in (400, 1200, 800):
         folder = tmp_path / f"train/step-{step:08}"
         folder.mkdir(parents=True)

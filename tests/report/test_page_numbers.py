@@ -1,4 +1,4 @@
-"""The tables, bars and films of the pages, read from what was written and compared with values by hand."""
+"""Compare the tables, bars and videos of written reports with values computed by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEADING = ["Episodes", "Share", "95 % interval", "0 50 100 %"]
 
 
 def played(won: dict[str, dict[str, str]], **given: Any) -> list[EpisodeResult]:
-    """Return lines from marks, a seed each: + its own goal, o the other goal, - none, ! an error of the simulator."""
+    """Return results from a mark per seed: + own goal, o other goal, - no goal, ! simulator error."""
     return [
         line(
             condition, task, seed, mark == "+", **given,
@@ -74,7 +74,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(write(tmp_path_factory.mktemp("eval"), lines))
 
 
-def test_each_task_and_each_mean_has_its_number_in_its_row(evaluation: Page) -> None:
+def test_each_row_has_its_number(evaluation: Page) -> None:
     rows = evaluation.rows("tasks")
     assert rows[:4] == [
         ["Task", *HEADING],
@@ -99,7 +99,7 @@ def test_each_task_and_each_mean_has_its_number_in_its_row(evaluation: Page) -> 
         assert str(cells[3]) == f"{round(bar.low, 1):g}{DASH}{round(bar.high, 1):g} %"
 
 
-def test_what_is_good_and_what_is_bad_have_their_colors(evaluation: Page) -> None:
+def test_good_and_bad_rates_have_their_colors(evaluation: Page) -> None:
     other = "the original goal was reached"
     rows = evaluation.rows("language")
     assert rows == [
@@ -133,19 +133,19 @@ def test_delays_are_in_milliseconds_of_the_robots_rate(evaluation: Page) -> None
     ]
 
 
-def test_the_head_is_about_the_tasks_own_words(evaluation: Page) -> None:
+def test_the_head_is_about_the_original_instructions(evaluation: Page) -> None:
     head = " ".join(evaluation.text("head").replace("\N{NO-BREAK SPACE}", " ").split())
     low, high = limits(12, 16)
     assert f"Success, original 75 % 12 of 16 episodes 95 % interval {low:.1f}{DASH}{high:.1f} %" in head
     assert "Mean over groups 60 % mean over tasks 71.7 %" in head
-    # Of start states played with both: reach 0 to 9 (9 told right, 8 swapped), push 0 to 3 (1 and 2).
+    # Start states played under both: reach 0 to 9 (9 original and 8 swapped right), push 0 to 3 (1 and 2).
     assert "Use of language 71.4 %" in head
     assert "simulator errors: 1 episodes" in head
     assert "counted as failures; out of range and clipped: 0" in head
     assert "22 ms per policy call" in head  # 12 on average, but for one line: 10 more
 
 
-def test_recovery_says_of_how_many_and_how_long(tmp_path: Path) -> None:
+def test_recovery_states_episodes_and_actions(tmp_path: Path) -> None:
     pushed = [
         line("original+push@9", "reach", seed, won, extra={"disturbed_at": 10}, steps=steps)
         for seed, (won, steps) in enumerate([(True, 15), (True, 100), (False, 250), (True, 17)])
@@ -177,13 +177,13 @@ def test_ours_is_given_in_the_measure_of_the_published_number(tmp_path: Path) ->
     assert all("2 of its 50 tasks were played" in str(cells[3]) for cells in page.rows("published")[1:])
 
 
-def test_each_film_is_shown_with_its_own_episode(tmp_path: Path) -> None:
+def test_each_video_is_shown_with_its_own_episode(tmp_path: Path) -> None:
     """The order of the index is not the order of the results."""
-    told = [line("original", task, seed, True) for task in TASKS for seed in (3, 0)]
+    original = [line("original", task, seed, True) for task in TASKS for seed in (3, 0)]
     swapped = [line("swapped", "reach", 0, False), line("swapped", "push", 0, True), line("original", "push", 7, False)]
     (tmp_path / "videos").mkdir()
-    fake_run.film(tmp_path / "videos", [*swapped, *told])
-    films = Page(write(tmp_path, told)).films
+    fake_run.film(tmp_path / "videos", [*swapped, *original])
+    films = Page(write(tmp_path, original)).films
     found = {f.video.removeprefix("videos/"): (f.heading, f.words, f.mark, f.caption) for f in films}
     assert found == {
         "original-reach-0.mp4": ("Successes", "reach <it> & stop", "followed", "reach, seed 0, 40 steps"),
@@ -249,7 +249,7 @@ def test_the_sentences_are_about_corrected_p_values(three: Page) -> None:
         assert float(low) < value < float(high)
 
 
-def test_a_p_value_that_correction_lifts_over_the_level_tells_nobody_apart(tmp_path: Path) -> None:
+def test_a_corrected_p_above_the_level_is_not_significant(tmp_path: Path) -> None:
     """`b` and `c` solve six more each: 2 / 2^6 = 0.031, times two."""
     few, more = {"original left": "+" * 6 + "-" * 6}, {"original left": "+" * 12}
     page = compared(tmp_path, {"a": few, "b": more, "c": more})
@@ -299,7 +299,7 @@ def test_each_task_and_each_other_condition_has_a_row_for_each_policy(three: Pag
     assert "Fewer than 10 shared episodes: no difference is computed." in three.text("conditions")
 
 
-def test_what_belongs_to_each_policy_is_in_its_column(three: Page) -> None:
+def test_the_properties_of_each_policy_are_in_its_column(three: Page) -> None:
     rows = {str(cells[0]): cells[1:] for cells in three.rows("protocol")}
     assert rows[""] == ["zoe", "amy", "max"]
     assert rows["checkpoint"] == ["aaaa", "bbbb", "cccc"]

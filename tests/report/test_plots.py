@@ -44,7 +44,7 @@ def test_span():
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_a_bar_is_drawn_to_scale_and_says_what_it_shows(counts):
+def test_a_bar_is_drawn_to_scale_and_labeled(counts):
     interval = wilson(*counts)
     svg = ElementTree.fromstring(draw_rate(interval, "open <it> & wait", "high"))
     track, fill = svg.findall("rect")
@@ -76,13 +76,13 @@ def test_tick_labels_are_where_their_numbers_are():
     assert max(steps) - min(steps) <= abs(max(steps)) * 0.01
 
 
-def test_each_point_tells_its_value():
+def test_each_point_has_its_value_as_title():
     svg = draw_curve([10, 20], [0.5, 0.25], "loss", log=True)
     assert "<title>step 10: 0.5</title>" in svg
     assert "<title>step 20: 0.25</title>" in svg
 
 
-def test_what_is_not_finite_is_left_out():
+def test_values_that_are_not_finite_are_omitted():
     svg = ElementTree.fromstring(draw_curve([1, 2, 3], [0.5, math.nan, 0.25], "loss"))
     assert len(svg.find("polyline").get("points").split()) == 2
     with pytest.raises(ValueError, match="loss: there is no finite value"):
@@ -102,11 +102,11 @@ def test_differences_go_to_their_side_of_the_middle():
     assert parts(0.9, 0.8, 1.0)[0] == [50, 50]  # no further than the cell
 
 
-def test_small_differences_are_not_noise():
+def test_tiny_differences_are_zero():
     assert [format_points(v) for v in (0.0, -0.0001, 0.025, -1.0)] == ["0", "0", "+2.5", "-100"]
 
 
-def test_rates_fall_where_they_are():
+def test_rates_are_drawn_to_scale():
     rates = {8: wilson(0, 10), 0: wilson(10, 10), 4: wilson(5, 10)}
     svg = ElementTree.fromstring(draw_rate_curve(rates, "delay, <actions>", "success"))
     points = [tuple(map(float, p.split(","))) for p in svg.find("polyline").get("points").split()]
@@ -121,7 +121,7 @@ def test_rates_fall_where_they_are():
 
 
 def parts_of(svg):
-    """Return the points of the line, and the numbers along both axes with their places."""
+    """Return the points of the line, and the numbers along both axes with their positions."""
     root = ElementTree.fromstring(svg)
     points = [tuple(map(float, p.split(","))) for p in root.find("polyline").get("points").split()]
     labels = [(t.text, float(t.get("x")), float(t.get("y"))) for t in root.findall("text") if t.get("class") != "axis"]
@@ -135,8 +135,8 @@ def parts_of(svg):
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_points_are_where_the_axes_say(log):
-    """Read a value between the two labels of an axis: it is that of the point."""
+def test_points_fit_the_axes(log):
+    """Interpolating between the labels of the axes gives the values of each point."""
     steps, values = [100, 700, 1000, 1900], [3.0, 0.4, 1.5, 0.11]
     points, upwards, across = parts_of(draw_curve(steps, values, "loss", log))
     assert len(points) == 4
@@ -148,7 +148,7 @@ def test_points_are_where_the_axes_say(log):
     for step, value, (x, y) in zip(steps, values, points, strict=True):
         assert low + (high - low) * (y - y0) / (y1 - y0) == pytest.approx(scale(value), abs=(high - low) / 200)
         assert first + (last - first) * (x - x0) / (x1 - x0) == pytest.approx(step, abs=(last - first) / 200)
-    for (a, ya), (b, yb) in pairwise((scale(v), y) for v, y in upwards):  # and so are the labels between
+    for (a, ya), (b, yb) in pairwise((scale(v), y) for v, y in upwards):  # the labels between are to scale too
         assert (yb - ya) / (b - a) == pytest.approx((y1 - y0) / (high - low), rel=0.02)
 
 
@@ -160,7 +160,7 @@ def test_many_points_are_averaged_in_groups():
     assert svg.count("<title>") == 240
 
 
-def test_a_curve_says_where_it_begins_and_ends():
+def test_the_label_of_a_curve_has_its_first_and_last_value():
     svg = ElementTree.fromstring(draw_curve([10, 20, 30], [0.5, 9.0, 0.25], "Loss"))
     assert svg.get("aria-label") == "Loss: 0.5 at step 10, 0.25 at step 30"
 
@@ -173,7 +173,7 @@ def test_numbers_of_an_axis(value, text):
     assert _format_tick(value) == text
 
 
-def test_each_rate_of_a_curve_tells_its_delay():
+def test_each_rate_of_a_curve_has_its_delay():
     rates = {4: wilson(5, 10), 0: wilson(9, 10)}
     svg = draw_rate_curve(rates, "delay", "success")
     root = ElementTree.fromstring(svg)

@@ -14,7 +14,7 @@ OURS = {
     "settings": {"render": "native", "cameras": {"agentview": [256, 256]}, "settling": 10},
 }
 SAME = {"horizon": 300, "episodes": 50, "settings": {"render": "native", "cameras": {"agentview": [256, 256]}}}
-SOURCES = {  # what is taken from each, by a checksum
+SOURCES = {  # a checksum of the numbers of each
     "https://arxiv.org/abs/2506.01844 (Table 2)": "8f32dbbf54c3",
     "https://github.com/Robot-VLAs/RoboVLMs (README)": "470b459b9dbd",
     "https://github.com/Robot-VLAs/RoboVLMs (README, as it reports GR-1)": "ba97bdf52a34",
@@ -36,7 +36,7 @@ def made(**changes):
     return PublishedResult(**(entry | changes))
 
 
-def test_the_file_is_well_made_and_says_where_each_number_is_from():
+def test_the_file_is_valid_and_names_each_source():
     known = read_published()
     assert len({(p.benchmark, p.suites, p.system, p.measure) for p in known}) == len(known)
     for p in known:
@@ -44,7 +44,7 @@ def test_the_file_is_well_made_and_says_where_each_number_is_from():
 
 
 def checksum(source: str) -> str:
-    """Return the checksum of all that is taken from a source, in the order of the file."""
+    """Return the checksum of all numbers of a source, in the order of the file."""
     taken = [
         [p.benchmark, p.suites, p.system, p.measure, p.number, p.unit, p.checked, p.protocol]
         for p in read_published()
@@ -54,8 +54,8 @@ def checksum(source: str) -> str:
 
 
 @pytest.mark.parametrize("source", sorted(SOURCES))
-def test_what_is_taken_from_a_source_stays_as_it_was_read_there(source):
-    """Whoever changes a number, or what it was measured on, reads the source again and then changes the checksum."""
+def test_the_numbers_of_a_source_are_unchanged(source):
+    """To change a number, read its source again and then change the checksum."""
     assert checksum(source) == SOURCES[source]
 
 
@@ -83,12 +83,12 @@ def test_every_source_has_its_checksum():
         ("metaworld/mt50", "SmolVLA (2.25B)", "groups", 68.24),
     ],
 )
-def test_numbers_that_people_know(suite, system, measure, number):
+def test_well_known_numbers(suite, system, measure, number):
     [found] = [p for p in find_published(suite) if (p.system, p.measure) == (system, measure)]
     assert found.number == number
 
 
-def test_a_protocol_is_the_same_only_if_it_states_all_four():
+def test_a_protocol_must_state_all_four_keys():
     for missing in ("horizon", "episodes"):
         stated = {key: value for key, value in SAME.items() if key != missing}
         assert match_protocol(made(protocol=stated), OURS).unstated == [missing]
@@ -106,7 +106,7 @@ def test_the_numbers_of_a_suite_come_best_first_and_with_averages_over_suites():
     assert {p.unit for p in find_published("calvin/ABC-D")} == {"tasks"}
 
 
-def test_only_a_protocol_that_states_all_and_agrees_in_all_is_the_same():
+def test_a_protocol_must_agree_in_every_stated_key():
     assert match_protocol(made(), OURS).same
     other = match_protocol(made(protocol=SAME | {"horizon": 220}), OURS)
     assert not other.same
@@ -124,7 +124,7 @@ def test_another_camera_differs_as_a_whole():
     ]
 
 
-def test_what_ours_does_not_have_is_named():
+def test_keys_that_ours_lacks_are_named():
     assert match_protocol(made(protocol=SAME | {"settling": 10}), OURS).differs == ["settling: 10, ours not given"]
 
 

@@ -13,7 +13,7 @@ from tests.small import episode
 
 
 class Recorded:
-    """What is logged, as (step, seconds, entity, value); the package itself is an extra."""
+    """Return the logged values as (step, seconds, entity, value). The rerun package is replaced."""
 
     def __init__(self, name: str, recording_id: str) -> None:
         self.lines: list[tuple[Any, Any, str, Any]] = []

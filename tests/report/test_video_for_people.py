@@ -8,7 +8,7 @@ from anyvla.report.video import FAILURE, NEUTRAL, SUCCESS, add_caption, write_vi
 
 
 def moving(length=12, height=96, width=128):
-    """A bright square that goes right on a dark ground."""
+    """Return frames of a bright square that moves right on a dark background."""
     frames = np.full((length, height, width, 3), 40, np.uint8)
     for t in range(length):
         frames[t, 30:60, 5 * t : 5 * t + 30] = (240, 200, 60)
@@ -16,7 +16,7 @@ def moving(length=12, height=96, width=128):
 
 
 def atoms(path):
-    """Names of the top-level boxes of an mp4, in order."""
+    """Return the names of the top-level boxes of an mp4, in order."""
     data, at, names = path.read_bytes(), 0, []
     while at < len(data):
         names.append(data[at + 4 : at + 8].decode())
@@ -24,7 +24,7 @@ def atoms(path):
     return names
 
 
-def test_what_is_written_is_what_browsers_play(tmp_path):
+def test_the_encoding_is_one_that_browsers_play(tmp_path):
     frames = moving()
     write_video(tmp_path / "videos" / "a.mp4", iter(frames), fps=20)
     with av.open(str(tmp_path / "videos" / "a.mp4")) as container:
@@ -35,7 +35,7 @@ def test_what_is_written_is_what_browsers_play(tmp_path):
     assert decoded.shape == frames.shape
     assert np.abs(decoded.astype(int) - frames).mean() < 4
     names = atoms(tmp_path / "videos" / "a.mp4")
-    assert names.index("moov") < names.index("mdat")  # plays before it is loaded
+    assert names.index("moov") < names.index("mdat")  # plays while it loads
     assert [p.name for p in (tmp_path / "videos").iterdir()] == ["a.mp4"]
 
 
