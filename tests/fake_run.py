@@ -32,7 +32,8 @@ def results(failing: bool = True) -> list[EpisodeResult]:
     def one(condition: str, task: str, instructed: str, seed: int, reached: str | None) -> EpisodeResult:
         return EpisodeResult(
             benchmark="metaworld/half-open", condition=condition, task=task, instructed=instructed,
-            instruction=WORDS[instructed], seed=seed, outcome="success" if reached == task else "failure", reached=reached, steps=30 + seed,
+            instruction=WORDS[instructed], seed=seed,
+            outcome="success" if reached == task else "failure", reached=reached, steps=30 + seed,
             latency_ms=9.5,
             checkpoint="0123456789abcdef", protocol={"simulator": VERSIONS},
         )  # fmt: skip

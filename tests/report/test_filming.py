@@ -32,8 +32,8 @@ def episode(condition, task, seed, reached):
     instructed = task if condition == "original" else OPPOSITE[task]
     return EpisodeResult(
         benchmark="toy/line", condition=condition, task=task, instructed=instructed,
-        instruction=f"go {instructed}", seed=seed, outcome="success" if reached == task else "failure", reached=reached, steps=7,
-        latency_ms=1.0, checkpoint="c0ffee",
+        instruction=f"go {instructed}", seed=seed, outcome="success" if reached == task else "failure",
+        reached=reached, steps=7, latency_ms=1.0, checkpoint="c0ffee",
     )  # fmt: skip
 
 
@@ -149,7 +149,8 @@ def test_episodes_are_replayed_and_filmed(played, caplog):
     entries = json.loads(index.read_text())
     assert entries == [
         {"file": f"{c}-right-0.mp4", "task": "right", "instructed": instructed, "condition": c,
-         "instruction": f"go {instructed}", "success": c == "original", "reached": instructed, "seed": 0, "steps": STEPS}
+         "instruction": f"go {instructed}", "success": c == "original", "reached": instructed,
+         "seed": 0, "steps": STEPS}
         for c, instructed in (("original", "right"), ("swapped", "left"))
     ]  # fmt: skip
     for name in ("original-right-0.mp4", "swapped-right-0.mp4"):
