@@ -67,13 +67,13 @@ def test_readouts_obey_the_mask_of_a_window(past: str) -> None:
 
     def second(change: float) -> torch.Tensor:
         """Return the readout of step 2 after a change of the query of step 1."""
-        steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
+        steps = vla._make_steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
         steps.embeddings[0] += change
         with torch.inference_mode():
             reading = vla.history.read_windows(vla.backbone, steps, batch.step_mask, keep_cache=False)
         return reading.readouts[0, 1]
 
-    steps = vla._steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
+    steps = vla._make_steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
     assert steps.embeddings.shape[0] == 3
     moved = (second(0.0) - second(3.0)).abs().max().item()
     assert (moved > 1e-4) == visible
