@@ -112,9 +112,9 @@ def scatter_to_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B T
 
 def get_readout_mask(sequence: TokenSequence, steps: StepInputs) -> Bool[Tensor, "S L"]:
     """Return a mask of the positions of the readouts: the last R query positions of each step."""
-    places = sequence.query_mask.flatten().nonzero().view(-1, steps.embeddings.shape[1])
+    positions = sequence.query_mask.flatten().nonzero().view(-1, steps.embeddings.shape[1])
     out = torch.zeros_like(sequence.query_mask).flatten()
-    out[places[:, -steps.readouts :].flatten()] = True
+    out[positions[:, -steps.readouts :].flatten()] = True
     return out.view_as(sequence.query_mask)
 
 

@@ -26,7 +26,7 @@ from anyvla.robot.exact_table import ExactBuffers
 from anyvla.robot.space import ActionSpace
 
 FILE = "bins.json"
-DIGITS = 5  # values that agree in so many decimal places are one to `quantile`
+DIGITS = 5  # decimal places; `quantile` merges values that agree in them
 
 
 class BinsCodec(ExactBuffers, Codec):

@@ -68,7 +68,7 @@ def quantile_range(column: Float64[np.ndarray, "T"]) -> tuple[float, float]:
 
 
 def _is_far(values: Float64[np.ndarray, "T"], low: float, high: float, ranges: float = FAR) -> Bool[np.ndarray, "T"]:
-    """Return which values are more than so many core ranges outside of the core, which reaches from low to high."""
+    """Return which values are more than `ranges` core ranges outside of the core, from low to high."""
     margin = ranges * (high - low)
     return (values < low - margin) | (values > high + margin)
 
@@ -79,7 +79,7 @@ def never_varies(low: float, high: float, magnitude: float) -> bool:
 
 
 def constant_dims(space: ActionSpace, statistics: Mapping[str, Sequence[float]]) -> list[bool]:
-    """Return which dims never vary. Without "min" and "max", as in statistics made by hand, none is known to."""
+    """Return which dims never vary. Without "min" and "max", as in statistics made by hand, every dim varies."""
     if "min" not in statistics or "max" not in statistics:
         return [False] * space.size
     low, high = statistics["min"], statistics["max"]

@@ -108,7 +108,7 @@ class ActionSpace:
         return out
 
     def named(self, names: Sequence[str]) -> ActionSpace:
-        """Return the space with these names of all its dims, where its groups have none of their own."""
+        """Return the space with these names of all its dims, for the groups without names."""
         if len(names) != self.size:
             return self
         named = [

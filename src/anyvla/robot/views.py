@@ -69,7 +69,7 @@ def resize(images: UInt8[np.ndarray, "... H W 3"], size: tuple[int, int], fit: F
 
 
 def camera_views(
-    observation: Observation, robot: Embodiment, places: RobotIndices, count: int, view: ViewConfig
+    observation: Observation, robot: Embodiment, indices: RobotIndices, count: int, view: ViewConfig
 ) -> UInt8[np.ndarray, "V H W 3"]:
     """Return the `count` views of an observation before the crop, black where the robot has no camera.
 
@@ -87,7 +87,7 @@ def camera_views(
         shapes = {c: image.shape for c, image in zip(robot.cameras, images, strict=True)}
         raise ValueError(f"the images of all cameras must have one size, got {shapes}: train with model.view.size")
     out = np.zeros((count, *images[0].shape), np.uint8)
-    out[places.views] = images
+    out[indices.views] = images
     return out
 
 
@@ -113,7 +113,7 @@ def _image(camera: str, image: Any) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def center_crop_views(images: UInt8[Tensor, "B V H W 3"], crop: Sequence[float] | float) -> UInt8[Tensor, "B V H W 3"]:
-    """Return the views for acting: the center of the crop that training places at random, resampled in the same way."""
+    """Return the views for acting: the crop of training, in the center instead of at random."""
     return crop_views(images[:, None], numbers_per_view(crop, images[:, None], "crop"), None)[:, 0]
 
 
