@@ -76,7 +76,7 @@ class ProprioChecker:
         found = []
         for at in np.flatnonzero(dims).tolist():
             known = f" (recorded {self.low[at]:.4g} to {self.high[at]:.4g})" if np.isfinite(self.low[at]) else ""
-            found.append(f"{self.space.place(at)} is {vector[at]:.6g}{known}")
+            found.append(f"{self.space.locate(at)} is {vector[at]:.6g}{known}")
         more = f", and {len(found) - _AND_MORE} more dims" if len(found) > _AND_MORE else ""
         return ", ".join(found[:_AND_MORE]) + more
 

@@ -14,10 +14,10 @@ SPACE = ActionSpace(groups=(ARM, GRIPPER))
 
 
 def test_messages_name_a_dim_where_it_has_a_name():
-    assert SPACE.place(1) == "group 'arm', dim 1 (wrist_roll.pos)"
-    assert SPACE.place(2) == "group 'gripper', dim 0"
+    assert SPACE.locate(1) == "group 'arm', dim 1 (wrist_roll.pos)"
+    assert SPACE.locate(2) == "group 'gripper', dim 0"
     with pytest.raises(IndexError, match="no dim 3 among 3"):
-        SPACE.place(3)
+        SPACE.locate(3)
 
 
 def test_names_are_saved_but_groups_compare_without_them():
@@ -53,7 +53,7 @@ def test_groups_follow_one_another():
     space = ActionSpace(groups=(ARM, GRIPPER, Group(name="turn", size=4)))
     assert space.slices() == {"arm": slice(0, 2), "gripper": slice(2, 3), "turn": slice(3, 7)}
     assert space.size == 7
-    assert [space.place(dim) for dim in range(2, 7)] == [
+    assert [space.locate(dim) for dim in range(2, 7)] == [
         "group 'gripper', dim 0",
         *(f"group 'turn', dim {dim}" for dim in range(4)),
     ]
@@ -95,6 +95,6 @@ def test_a_gripper_is_open_at_either_end(end: int | None):
 
 
 def test_names_of_dims_are_given_to_groups_that_have_none():
-    named = ActionSpace(groups=(ARM, GRIPPER)).named(["a", "b", "c"])
+    named = ActionSpace(groups=(ARM, GRIPPER)).with_names(["a", "b", "c"])
     assert [g.names for g in named.groups] == [ARM.names, ("c",)]
-    assert SPACE.named(["a", "b"]) is SPACE
+    assert SPACE.with_names(["a", "b"]) is SPACE

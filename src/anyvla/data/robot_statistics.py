@@ -97,6 +97,6 @@ def _check_vectors(episode: Episode, embodiment: Embodiment, where: str) -> None
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
             raise ValueError(
-                f"{where}: {name} must be finite: step {step}, {space.place(int(dim))}, is {array[step, dim]}: "
+                f"{where}: {name} must be finite: step {step}, {space.locate(int(dim))}, is {array[step, dim]}: "
                 "repair these episodes or leave them out"
             )

@@ -143,7 +143,7 @@ def describe_unusual_dims(
     """
     out = []
     for dim, (group, values, constant) in enumerate(_split_dims(space, statistics)):
-        name = f"{what} {space.place(dim)}"
+        name = f"{what} {space.locate(dim)}"
         if constant and group.kind == "gripper":
             out.append(f"{name}: the gripper never moves in this data; it keeps its declared range")
         elif constant and method != "calvin":

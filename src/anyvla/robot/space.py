@@ -107,7 +107,7 @@ class ActionSpace:
             start += g.size
         return out
 
-    def named(self, names: Sequence[str]) -> ActionSpace:
+    def with_names(self, names: Sequence[str]) -> ActionSpace:
         """Return the space with these names of all its dims, for the groups without names."""
         if len(names) != self.size:
             return self
@@ -117,7 +117,7 @@ class ActionSpace:
         ]
         return ActionSpace(groups=tuple(named))
 
-    def place(self, dim: int) -> str:
+    def locate(self, dim: int) -> str:
         """Return where a dim of the vector is, for messages: "group 'joints', dim 2 (elbow_flex.pos)"."""
         for group, place in zip(self.groups, self.slices().values(), strict=True):
             if place.start <= dim < place.stop:

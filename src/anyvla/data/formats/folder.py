@@ -151,7 +151,7 @@ class FolderDataset(EpisodeReader):
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             space = self.embodiment.proprio if key == "proprio" else self.embodiment.action
-            place = space.place(int(bad[0][1]))
+            place = space.locate(int(bad[0][1]))
             raise ValueError(
                 f"{path}: {key} has NaN or infinity at step {bad[0][0]}, {place}; drop or repair the episode"
             )

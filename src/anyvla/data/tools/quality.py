@@ -81,7 +81,7 @@ def _check_numbers(episode: Episode, index: int, scale: Scale) -> Iterator[Findi
             return
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
-            text = f"{name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}"
+            text = f"{name} at step {step}, {space.locate(int(dim))}, is {array[step, dim]}"
             yield Finding("not finite", "error", index, text, "leave the episode out, or correct its numbers")
             continue
         yield from find_jumps(array, space, scale.step[name], name, index)
@@ -99,7 +99,7 @@ def _check_grippers(array: np.ndarray, space: ActionSpace, name: str, index: int
             beyond = max(group.low - low, high - group.high) / span
             if beyond > 0.02:
                 text = (
-                    f"{name}, {space.place(place.start + dim)}, goes from {low:.3g} to {high:.3g}, outside of its "
+                    f"{name}, {space.locate(place.start + dim)}, goes from {low:.3g} to {high:.3g}, outside of its "
                     f"declared range {group.low:g} to {group.high:g}"
                 )
                 severity: Severity = "error" if name == "actions" or beyond > 0.2 else "warning"  # sensors overshoot
@@ -208,5 +208,5 @@ def _find_long_run(flags: np.ndarray) -> int | None:
 def _check_constant(dataset: EpisodeDataset, scale: Scale) -> Iterable[Finding]:
     for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):
         for dim in scale.constant[name]:
-            text = f"{name}, {space.place(dim)}, is the same in all checked episodes"
+            text = f"{name}, {space.locate(dim)}, is the same in all checked episodes"
             yield Finding("constant", "warning", None, text, "leave the group out if it has no meaning")

@@ -127,7 +127,7 @@ class DatasetInfo:
         def names(keys: Features) -> list[str]:
             return [name for key in as_keys(keys) for name in dim_names(self.features.get(key) or {})]
 
-        proprio, actions = embodiment.proprio.named(names(state)), embodiment.action.named(names(action))
+        proprio, actions = embodiment.proprio.with_names(names(state)), embodiment.action.with_names(names(action))
         return replace(embodiment, proprio=proprio, action=actions)
 
     def camera_key(self, name: str) -> str:

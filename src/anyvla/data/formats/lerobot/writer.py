@@ -93,7 +93,7 @@ def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episod
         if not np.isfinite(array).all():
             step, dim = np.argwhere(~np.isfinite(array))[0]
             raise ValueError(
-                f"{where}: {name} at step {step}, {space.place(int(dim))}, is {array[step, dim]}; drop or "
+                f"{where}: {name} at step {step}, {space.locate(int(dim))}, is {array[step, dim]}; drop or "
                 "repair the episode"
             )
     for name in embodiment.cameras:
