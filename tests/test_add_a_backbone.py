@@ -18,7 +18,7 @@ RULER = "# " + "-" * 117
 
 
 def code_lines(source):
-    """The lines that hold code: neither blank, nor a comment, nor a docstring."""
+    """Count the lines of code: neither blank, nor a comment, nor a docstring."""
     lines = set()
     nothing = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     for token in tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__):
@@ -31,7 +31,7 @@ def code_lines(source):
     return len(lines)
 
 
-def test_lines_are_counted_as_promised():
+def test_only_lines_of_code_are_counted():
     assert code_lines('"""Two\nlines."""\n\n# no\nx = 1  # yes\ny = (\n    2,\n)\n\ndef f():\n    """No."""\n') == 5
 
 
@@ -44,7 +44,7 @@ def test_the_backbone_takes_thirty_lines_at_most():
 
 
 @pytest.mark.parametrize("name", ["moondream", "uform", "qwen_vl"])
-def test_so_do_the_models_with_code_of_their_own(name):
+def test_backbones_with_remote_code_take_thirty_lines_at_most(name):
     source = EXAMPLE.parent.parent / "src" / "anyvla" / "backbones" / "remote_code" / f"{name}.py"
     assert code_lines(source.read_text(encoding="utf-8")) < 30  # and one in the registry
 
@@ -69,7 +69,7 @@ def test_the_example_trains_a_policy_with_it(tmp_path):
 
 
 STRANGER = '''
-"""A backbone that anyvla has never heard of."""
+"""A backbone of another package."""
 
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -1,4 +1,4 @@
-"""The law of train/act equality over every family of the matrix and every backbone, and its checkpoints."""
+"""With every family of the matrix and every backbone, a policy acts as it was trained and its checkpoints load."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_it_acts_as_it_was_trained(
     structure, fuser = {"name": history, "window": 3}, "identity" if history == "interleaved" else FUSERS[2]
     known = {**load_results().families, **load_results().backbones}.get(request.node.callspec.params["backbone"])
     unknown = known is None or known.capabilities is None
-    able = {"interleave", "block_mask"} if unknown else {*known.capabilities}
-    if history == "interleaved" and not able >= {"interleave", "block_mask"}:
+    capabilities = {"interleave", "block_mask"} if unknown else {*known.capabilities}
+    if history == "interleaved" and not capabilities >= {"interleave", "block_mask"}:
         with pytest.raises(ConfigError, match="needs a backbone that can"):
             policy(structure, backbone=options)
-        if "interleave" not in able:
+        if "interleave" not in capabilities:
             return
         structure["past"] = "visible"
     vla = policy(structure, fuser, backbone=options, readouts=2)
@@ -57,7 +57,7 @@ def test_it_acts_as_it_was_trained(
     assert vla.queries.grad is not None
     assert vla.queries.grad.abs().sum() > 0
     vla.eval().save(tmp_path / "checkpoint")
-    away = shutil.move(folder, f"{folder}.away")  # a checkpoint needs nothing but itself
+    away = shutil.move(folder, f"{folder}.away")  # a checkpoint needs no other files
     try:
         loaded = VLA.load(tmp_path / "checkpoint", trust_remote_code="trust_remote_code" in options)
     finally:

@@ -81,39 +81,39 @@ def measure(only: list[str] | None, jobs: int) -> None:
             try:
                 rows[kind][name] = future.result()
             except Exception as error:  # its process died; the results of the others are kept
-                rows[kind][name] = _unbuilt(kind, name, error)
+                rows[kind][name] = _make_failed_row(kind, name, error)
             bar(done, len(waiting), name)
     for name in backbones:
         if name not in rows["backbones"] and backbones[name].__module__.startswith("anyvla."):
-            rows["backbones"][name] = _row(_declared(name))
+            rows["backbones"][name] = _row(_read_declaration(name))
     seen = {row["model_type"] for row in rows["families"].values()}
     document = {
         "versions": {name: metadata.version(name) for name in ("transformers", "torch")},
         **{kind: dict(sorted(of.items())) for kind, of in rows.items()},
-        "untried": {t: _first(c) for t, c in sorted(CLASSES.items()) if t not in seen and t not in UNSUPPORTED},
+        "untried": {t: _pick_first(c) for t, c in sorted(CLASSES.items()) if t not in seen and t not in UNSUPPORTED},
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _first(names: str | tuple[str, ...]) -> str:
+def _pick_first(names: str | tuple[str, ...]) -> str:
     return names if isinstance(names, str) else names[0]
 
 
-def _declared(name: str) -> FamilyResult:
+def _read_declaration(name: str) -> FamilyResult:
     """Return the facts that the class of a registered backbone declares."""
     target = backbones[name]
-    able = getattr(target, "capabilities", None)
-    what = [getattr(target, "about", None), (inspect.getdoc(target) or "").partition("\n")[0]]
+    capabilities = getattr(target, "capabilities", None)
+    notes = [getattr(target, "about", None), (inspect.getdoc(target) or "").partition("\n")[0]]
     return FamilyResult(
         name=name,
         model_class=target.__name__,
         model_type="",
-        capabilities=tuple(sorted(able)) if isinstance(able, frozenset) else None,
+        capabilities=tuple(sorted(capabilities)) if isinstance(capabilities, frozenset) else None,
         checks={},
         image_wrapping=0,
         attention="",
         any_size=False,
-        note=": ".join(filter(None, what)),
+        note=": ".join(filter(None, notes)),
     )
 
 
@@ -140,32 +140,32 @@ def examine_member(kind: str, name: str) -> dict[str, Any]:
                 options, target = REGISTERED[name](Path(temporary)), backbones[name]
             config = build(target.Config, options)
             backbone = target(config)
-            card = describe(backbone, name)
+            report = describe(backbone, name)
             results = [(r.check, r.state, r.detail) for r in examine(backbone, config)]
         except Exception as error:  # a family that cannot be built is a result too
-            return _unbuilt(kind, name, error, temporary)
+            return _make_failed_row(kind, name, error, temporary)
         # Measured values differ from run to run; the reason for a failure does not.
         checks = {c: (s, "" if s == "passed" else why.replace(temporary, "FOLDER")) for c, s, why in results}
     if kind == "backbones":
-        return _row(dataclasses.replace(_declared(name), checks=checks, capabilities=card.capabilities))
+        return _row(dataclasses.replace(_read_declaration(name), checks=checks, capabilities=report.capabilities))
     return _row(
         FamilyResult(
             name=name,
-            model_class=card.model_class,
-            model_type=card.model_type,
-            capabilities=card.capabilities,
+            model_class=report.model_class,
+            model_type=report.model_type,
+            capabilities=report.capabilities,
             checks=checks,
-            image_wrapping=card.image_wrapping or 0,
+            image_wrapping=report.image_wrapping or 0,
             attention=backbone.attention,
             any_size=backbone.quirk.size_multiple is not None,
-            note=card.note,
+            note=report.note,
         )
     )
 
 
-def _unbuilt(kind: str, name: str, error: Exception, folder: str = "FOLDER") -> dict[str, Any]:
+def _make_failed_row(kind: str, name: str, error: Exception, folder: str = "FOLDER") -> dict[str, Any]:
     why = f"{type(error).__name__}: {error}".replace(folder, "FOLDER")
-    blank = FamilyResult(name, "", name, (), {}, 0, "", False, "") if kind == "families" else _declared(name)
+    blank = FamilyResult(name, "", name, (), {}, 0, "", False, "") if kind == "families" else _read_declaration(name)
     return _row(dataclasses.replace(blank, checks={"build": ("failed", why)}))
 
 
@@ -201,16 +201,15 @@ def render(results: FamilyResults) -> str:
 def _backbones(rows: list[FamilyResult]) -> str:
     lines = []
     for m in rows:
-        able = "those of its family" if m.capabilities is None else ", ".join(m.capabilities) or "none of the three"
-        lines.append([f"`{m.name}`", m.model_class, able.replace("_", " "), m.note])
-    return _table(["name", "class", "capabilities", "what it is"], lines)
+        capabilities = "depend on the family" if m.capabilities is None else ", ".join(m.capabilities) or "none"
+        lines.append([f"`{m.name}`", m.model_class, capabilities.replace("_", " "), m.note])
+    return _table(["name", "class", "capabilities", "description"], lines)
 
 
 def _families(rows: list[FamilyResult]) -> str:
     lines = []
     for m in rows:
-        able = m.capabilities or ()
-        can = ["yes" if c in able else "-" for c in ("interleave", "block_mask", "cache")]
+        can = ["yes" if c in (m.capabilities or ()) else "-" for c in ("interleave", "block_mask", "cache")]
         size = "any" if m.any_size else "its own"
         lines.append([f"`{m.name}`", m.model_class, m.attention, *can, size, str(m.image_wrapping), m.note])
     heads = ["family", "class", "attention to later tokens", "interleave", "block mask", "cache"]

@@ -36,14 +36,16 @@ def questions(backbone: AutoBackbone, r: int = 1) -> torch.Tensor:
     return torch.randn(r, backbone.width, generator=torch.Generator().manual_seed(1))
 
 
-def test_readouts_are_what_the_whole_model_computes(model_folder: Path, backbone: AutoBackbone, pack: Pack) -> None:
-    """Against the unaltered model: an embedding table whose query row holds the query gives the same hidden state."""
+def test_readouts_equal_hidden_states_of_the_whole_model(
+    model_folder: Path, backbone: AutoBackbone, pack: Pack
+) -> None:
+    """The unaltered model gives the same hidden state if its embedding table contains the query."""
     block = backbone.tokenize(frames(1, 2), TEXTS[:1])
     sequence = pack(backbone, block, [1])
     query = questions(backbone)
     whole = AutoModelForImageTextToText.from_pretrained(model_folder).eval()
     table = whole.get_input_embeddings()
-    scale = float(getattr(table, "embed_scale", 1.0))  # Gemma's table scales what it looks up
+    scale = float(getattr(table, "embed_scale", 1.0))  # Gemma's table scales embeddings
     with torch.no_grad():
         table.weight[backbone.query_id] = query[0] / scale
         image = sequence.input_ids == backbone.image_id
@@ -55,13 +57,13 @@ def test_readouts_are_what_the_whole_model_computes(model_folder: Path, backbone
         hidden = whole(**given, attention_mask=sequence.attention_mask.long(), output_hidden_states=True)
         expected = hidden.hidden_states[-1][:, -1:]
         ours = backbone(sequence, query)
-    if whole.config.model_type == "kosmos-2":  # its last recorded state is that before the final norm
+    if whole.config.model_type == "kosmos-2":  # its last recorded state is before the final norm
         expected = whole.text_model.model.layer_norm(expected)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_prefix_never_sees_the_queries(backbone: AutoBackbone, pack: Pack) -> None:
-    """Another second query leaves the first readout as it was."""
+    """Another second query does not change the first readout."""
     block = backbone.tokenize(frames(1, 1), TEXTS[:1])
     query = questions(backbone, 2)
     other = torch.stack([query[0], query[1].flip(0)])
@@ -70,7 +72,7 @@ def test_a_prefix_never_sees_the_queries(backbone: AutoBackbone, pack: Pack) -> 
     assert (one[:, 1] - two[:, 1]).abs().max() > 1e-3
 
 
-def test_assets_rebuild_the_architecture_where_the_model_is_gone(
+def test_assets_rebuild_the_architecture_without_the_model_folder(
     llava_folder: Path, pack: Pack, tmp_path: Path
 ) -> None:
     backbone = load(llava_folder)
@@ -98,7 +100,7 @@ def test_options_left_out_have_the_documented_values() -> None:
     assert (config.revision, config.image_size, config.tiles) == (None, None, 1)
 
 
-def test_bfloat16_weights_answer_in_the_dtype_of_the_queries(llava_folder: Path, pack: Pack) -> None:
+def test_bfloat16_weights_give_readouts_in_the_dtype_of_the_queries(llava_folder: Path, pack: Pack) -> None:
     config = AutoBackbone.Config(path=str(llava_folder), dtype="bfloat16")
     backbone = AutoBackbone(config).eval()
     assert backbone.model.dtype == torch.bfloat16
@@ -109,7 +111,7 @@ def test_bfloat16_weights_answer_in_the_dtype_of_the_queries(llava_folder: Path,
 def test_repeated_instructions_are_tokenized_once(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, images = load(llava_folder), frames(64, 2)
     first = backbone.tokenize(images, TEXTS[:2] * 32)
-    one = backbone.tokenize(images[:1, :1], TEXTS[:1]).tokens[0]  # of one camera: other tokens
+    one = backbone.tokenize(images[:1, :1], TEXTS[:1]).tokens[0]  # other tokens, of one camera
     assert first.tokens[0].count(backbone.image_id) == 2 * one.count(backbone.image_id) == 32
 
     def never(text: str) -> list[int]:
@@ -133,7 +135,7 @@ def test_wrong_images_are_refused(llava_folder: Path, images: torch.Tensor) -> N
         load(llava_folder).tokenize(images, ["open"])
 
 
-def test_too_much_text_is_refused(llava_folder: Path, pack: Pack) -> None:
+def test_a_sequence_beyond_the_context_is_refused(llava_folder: Path, pack: Pack) -> None:
     backbone = load(llava_folder)
     with pytest.raises(ValueError, match=r"context of 256: use fewer cameras or a shorter instruction"):
         backbone.tokenize(frames(1, 1), ["open " * 60])
@@ -146,7 +148,7 @@ def test_too_much_text_is_refused(llava_folder: Path, pack: Pack) -> None:
         backbone(pack(backbone, block, [1] * 12), questions(backbone, 2))
 
 
-def test_a_path_that_is_no_model_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_path_without_a_model_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fail at once, whatever the network
     with pytest.raises(ValueError, match=r"`hf download nobody/nothing-of-the-kind --revision v1`"):
         AutoBackbone(AutoBackbone.Config(path="nobody/nothing-of-the-kind", revision="v1"))
@@ -157,7 +159,7 @@ def test_a_path_that_is_no_model_says_what_to_do(tmp_path: Path, monkeypatch: py
         AutoBackbone(AutoBackbone.Config(path=str(tmp_path)))
 
 
-def test_an_incomplete_folder_says_so(llava_folder: Path, tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(llava_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
         load(tmp_path)
@@ -169,13 +171,13 @@ def test_an_incomplete_folder_says_so(llava_folder: Path, tmp_path: Path) -> Non
         load(tmp_path)
 
 
-def test_a_family_that_needs_a_row_says_so(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_needs_a_row_is_refused(llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(QUIRKS, "llava", Quirk(image_token="<picture>"))
     with pytest.raises(ValueError, match=r"'llava' model: no image token \(<picture>\); this family needs a row"):
         load(llava_folder)
 
 
-def test_a_folder_without_preprocessing_says_what_to_do(llava_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_preprocessing_is_refused(llava_folder: Path, tmp_path: Path) -> None:
     for file in llava_folder.iterdir():
         if file.name != "preprocessor_config.json":
             (tmp_path / file.name).symlink_to(file)
@@ -186,7 +188,7 @@ def test_a_folder_without_preprocessing_says_what_to_do(llava_folder: Path, tmp_
     assert load(tmp_path).preprocessor == content["image_processor"]
 
 
-def test_a_prompt_needs_a_place_for_the_instruction() -> None:
+def test_a_prompt_must_contain_the_instruction() -> None:
     with pytest.raises(ConfigError, match=r"must contain \{instruction\}"):
         build(AutoBackbone.Config, {"path": "x", "prompt": "what next?"})
 

@@ -29,7 +29,7 @@ LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 
 def spread(model):
-    """As a trained model: what it reads makes a difference."""
+    """Enlarge the weights, so that inputs matter as in a trained model."""
     for weight in model.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=0.2)
@@ -92,7 +92,7 @@ def read(backbone, images, text="open it"):
 
 
 @pytest.mark.parametrize("cls", [Plain, Library, NoPositions, Windowed])
-def test_it_keeps_the_promises_of_a_backbone(cls):
+def test_it_passes_the_checks(cls):
     results = list(examine(cls(Options()), Options()))
     assert [(r.check, r.detail) for r in results if r.state == "failed"] == []
     not_applicable = {r.check for r in results if r.state == "not applicable"}
@@ -100,7 +100,7 @@ def test_it_keeps_the_promises_of_a_backbone(cls):
 
 
 @pytest.mark.parametrize("option", [{"resampler": {"tokens": 3, "depth": 1}}, {"layers": 1}])
-def test_it_keeps_them_with_options(option):
+def test_it_passes_the_checks_with_options(option):
     options = build(Options, option)
     backbone = Plain(options)
     assert backbone.image_tokens == (3 if "resampler" in option else 16)
@@ -115,7 +115,7 @@ def test_too_many_layers_are_refused():
 
 
 @pytest.mark.parametrize(("kept", "same"), [("language_only", "model"), ("vision_only", "tower")])
-def test_parts_that_are_not_pretrained_are_renewed(kept, same):
+def test_parts_that_are_not_pretrained_are_initialized_anew(kept, same):
     class Trained(Plain):
         def load_components(self, config, assets):
             pair = super().load_components(config, assets)
@@ -164,7 +164,7 @@ def test_new_weights_follow_the_seed_and_leave_other_randomness_alone():
     assert not torch.equal(one["projection.0.weight"], other["projection.0.weight"])
 
 
-def test_assets_rebuild_it_without_weights_or_its_makers_files(tmp_path):
+def test_assets_rebuild_it_without_weights(tmp_path):
     first = Library(Options())
     first.save_assets(tmp_path / "library")
     assert {p.name for p in (tmp_path / "library").iterdir()} == {"language", "vision"}
@@ -189,7 +189,7 @@ def test_only_a_model_of_transformers_is_rebuilt(tmp_path):
         Plain(Options(), assets=tmp_path)
 
 
-def test_no_instruction_can_give_the_place_of_an_image():
+def test_no_instruction_contains_the_image_id():
     backbone = Plain(Options()).eval()
     everything = backbone.tokenizer.decode(range(VOCABULARY))
     special = " ".join(backbone.tokenizer.all_special_tokens)
@@ -213,7 +213,7 @@ def test_a_tokenizer_of_another_model_is_refused():
         Mixed(Options())
 
 
-def test_the_template_and_the_prompt_are_the_subclasss_own():
+def test_a_subclass_can_set_template_and_prompt():
     class Chatty(Plain):
         template = Template(opening="", before_image="[", after_image="]", text=" {prompt}!")
 
@@ -242,7 +242,7 @@ def test_pixels_reach_the_tower_normalized():
     torch.testing.assert_close(backbone.pixels_seen, expected)
 
 
-def test_left_out_numbers_are_the_documented_ones():
+def test_defaults_are_as_documented():
     assert ComposedBackbone.image_size == 224
     assert ComposedBackbone.mean == ComposedBackbone.std == (0.5, 0.5, 0.5)
     assert ComposedBackbone.template == Template(opening="{bos}", text="\n{prompt}")
@@ -267,7 +267,7 @@ def test_a_tower_that_gives_no_tokens_is_refused():
         Pooled(Options())
 
 
-def test_what_a_subclass_must_say():
+def test_a_subclass_must_define_a_vision_tower():
     class Nothing(ComposedBackbone):
         pass
 
@@ -275,7 +275,7 @@ def test_what_a_subclass_must_say():
         Nothing(Options())
 
 
-def test_a_language_model_from_elsewhere_cannot_be_saved_without_saying_how(tmp_path):
+def test_a_language_model_of_another_library_needs_its_own_save_assets(tmp_path):
     class Own(LlamaForCausalLM):
         pass
 

@@ -1,4 +1,4 @@
-"""A suffix that is read after a step, from the cache, is read as the same tokens in one pass are."""
+"""A suffix decoded after a cached step gives the same hidden states as the same tokens in one pass."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from anyvla.sequence.layout import lay_out
 from tests.small import batch, fit_codec, policy
 
-PLACES = 4
+LENGTH = 4  # tokens of the suffix
 
 
-@pytest.mark.parametrize("parts", [(4,), (1, 3), (1, 1, 1, 1)])  # places that are written at a time
+@pytest.mark.parametrize("parts", [(4,), (1, 3), (1, 1, 1, 1)])  # numbers of tokens that are decoded at a time
 @torch.no_grad()
-def test_a_suffix_is_read_as_the_same_tokens_in_one_pass(parts: tuple[int, ...], tmp_path: Path) -> None:
-    """The readouts are left out of the one pass: a suffix does not see those of its step, and is in their place."""
+def test_a_suffix_equals_the_same_tokens_in_one_pass(parts: tuple[int, ...], tmp_path: Path) -> None:
+    """The one pass has no readouts: a suffix does not see the readouts of its step and replaces them."""
     vla = policy(decoder="lm_tokens", representation="bins", codec=fit_codec("bins", tmp_path / "codec"), readouts=2)
     data, backbone = batch(3, 1), vla.backbone
-    suffix = torch.randn(PLACES, backbone.width, generator=torch.Generator().manual_seed(0))
+    suffix = torch.randn(LENGTH, backbone.width, generator=torch.Generator().manual_seed(0))
     block = backbone.tokenize(data.images[:, 0], data.instructions)
     assert len({len(tokens) for tokens in block.tokens}) > 1  # rows are padded
-    sequence = lay_out(block, [1] * 3, PLACES, pad_id=backbone.pad_id, query_id=backbone.query_id)
+    sequence = lay_out(block, [1] * 3, LENGTH, pad_id=backbone.pad_id, query_id=backbone.query_id)
     expected = backbone(sequence, suffix)
     continuation = vla.read(data).continuation
     assert continuation is not None

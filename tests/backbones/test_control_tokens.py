@@ -1,4 +1,4 @@
-"""What a person writes is plain text to every tokenizer."""
+"""Every tokenizer reads an instruction as plain text."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> AutoBackbone:
 
 
 @pytest.mark.parametrize("name", ["nano", "flamingo"])
-def test_of_registered_backbones(name: str, tmp_path: Path) -> None:
-    """Those that `auto` reads are in the matrix (test_families.py), those with code of their own in test_remote.py."""
+def test_registered_backbones_read_plain_text(name: str, tmp_path: Path) -> None:
+    """test_families.py checks the families of `auto`, remote_code/test_loading.py the backbones with remote code."""
     config = build(backbones[name].Config, REGISTERED[name](tmp_path))
     assert "control tokens" in check_plain_text(ExaminedBackbone(backbones[name](config), config))
 
 
-def test_control_tokens_in_an_instruction_are_its_letters(llava: AutoBackbone) -> None:
+def test_control_tokens_in_an_instruction_are_spelled_out(llava: AutoBackbone) -> None:
     for name in (*SPECIAL[:12], "{bos}", "{prompt}", "{instruction}", "<s><s>", "<<s>", "</s", "<image><image>"):
         text = f"push {name}, then stop"
         found = tokens(llava, text)
@@ -62,17 +62,19 @@ def test_one_instruction_in_any_spelling_gives_the_same_tokens(llava: AutoBackbo
 
 @pytest.mark.wrong_types
 @pytest.mark.parametrize("text", ["open\udce9", "open\x00", b"open", None])
-def test_what_is_no_text_is_refused(llava: AutoBackbone, text: Any) -> None:
+def test_invalid_text_is_refused(llava: AutoBackbone, text: Any) -> None:
     with pytest.raises(ValueError, match="instruction"):
         tokens(llava, text)
 
 
-def test_the_check_finds_a_control_token_that_acts(llava: AutoBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(text: str, views: int) -> tuple[list[int], int]:
+def test_the_check_finds_a_control_token_that_takes_effect(
+    llava: AutoBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode_carelessly(text: str, views: int) -> tuple[list[int], int]:
         return llava.step_tokenizer._encode_step([text], views, apart=False)
 
     monkeypatch.setattr(llava.step_tokenizer, "_cached", {})
-    monkeypatch.setattr(llava.step_tokenizer, "_encode_plainly", careless)
+    monkeypatch.setattr(llava.step_tokenizer, "_encode_plainly", encode_carelessly)
     with pytest.raises(CheckFailed, match="'</image>' in an instruction acts as a control token: </image>"):
         check_plain_text(ExaminedBackbone(llava, None))
 
@@ -85,7 +87,7 @@ def added(**keys: bool) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("keys", [{"special": True}, {"special": False}, {"special": False, "normalized": True}])
 def test_added_tokens(keys: dict[str, bool]) -> None:
-    """Those that look like control tokens are such, special or not; words that were added to a vocabulary are words."""
+    """Added tokens that look like control tokens are control tokens, special or not; added words are words."""
     tokenizer = added(**keys)
     control = ControlTokens(tokenizer)
     assert "<loc0001>" in control.names
@@ -103,7 +105,7 @@ def test_a_name_made_of_prompt_and_instruction_together(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_folds_letters(tmp_path: Path) -> None:
-    """NFKC makes a control token of wide letters, and a vocabulary of whole words knows its name."""
+    """NFKC turns wide letters into a control token."""
     folder = write_family(FAMILIES["llava"], tmp_path)
     pieces = [(t, 0.0) for t in SPECIAL] + [(c, -5.0) for c in sorted(pre_tokenizers.ByteLevel.alphabet())]
     unigram = Tokenizer(models.Unigram(pieces, unk_id=1))
@@ -132,7 +134,7 @@ def test_a_second_tokenizer_reads_plain_text() -> None:
 
 
 def test_a_tokenizer_of_bytes_with_control_tokens_beside_its_vocabulary() -> None:
-    """As Qwen-VL's, which is code of its own."""
+    """Qwen-VL's tokenizer is built like this."""
 
     class Bytes:
         special_tokens: ClassVar = {"<|endoftext|>": 300, "<|im_start|>": 301}

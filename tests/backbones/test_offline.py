@@ -1,4 +1,4 @@
-"""Models from folders and from the cache, without a network and without packages that the model does not need."""
+"""Models load from folders and from the cache without a network and without unneeded packages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from transformers import AutoModelForImageTextToText
 from anyvla.backbones.auto import AutoBackbone
 from tests.backbones.families.common import tiny_tokenizer
 
-# Loads each model that argv names (a folder, or ID@REVISION) and reads one step with it; prints the size of the
-# readouts, or the error.
+# Load each model in argv (a folder, or ID@REVISION) and read one step with it. Print the absolute sum of the readouts,
+# or the error.
 READ = """
 import json, sys, torch
 from anyvla.backbones.auto import AutoBackbone
@@ -41,8 +41,8 @@ for model in sys.argv[1:]:
         found[model] = str(error)
 print(json.dumps(found))
 """
-# Two packages that look as if they were not installed, and an error that nobody catches for who imports them all the
-# same. (Where torchvision is installed, transformers imports it by itself.)
+# Two packages appear not to be installed; importing one raises an error that no code catches. (If torchvision is
+# installed, transformers imports it.)
 BLOCK = """
 import builtins, sys
 sys.modules["torchvision"] = sys.modules["timm"] = None
@@ -63,8 +63,8 @@ def python(code: str, *arguments: str, home: Path) -> subprocess.CompletedProces
     return subprocess.run(command, env=keep | settings, cwd=home, capture_output=True, text=True, check=False)
 
 
-def in_cache(folder: Path, home: Path, name: str, revision: str = "main", commit: str = "c0ffee") -> None:
-    """Put a model where `hf download` puts it: blobs named by their hash, a snapshot of links, a ref to it."""
+def put_in_cache(folder: Path, home: Path, name: str, revision: str = "main", commit: str = "c0ffee") -> None:
+    """Put a model where `hf download` puts it: blobs named by hash, a snapshot of links, and a ref."""
     repository = home / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit.ljust(40, "0")
     for place in (snapshot, repository / "blobs", repository / "refs"):
@@ -81,9 +81,9 @@ def test_folders_and_cached_models_load_without_a_network_torchvision_or_timm(
 ) -> None:
     headless = tmp_path / "headless"
     shutil.copytree(llava_folder, headless, ignore=shutil.ignore_patterns("*.safetensors"))
-    in_cache(llava_folder, tmp_path, "nobody/whole")
-    in_cache(headless, tmp_path, "nobody/headless")
-    # Another revision, whose weights, words and pixels are all other ones.
+    put_in_cache(llava_folder, tmp_path, "nobody/whole")
+    put_in_cache(headless, tmp_path, "nobody/headless")
+    # Another revision with other weights, tokens and pixels.
     older = tmp_path / "older"
     shutil.copytree(llava_folder, older)
     tensors = {name: 1.5 * tensor for name, tensor in load_file(older / "model.safetensors").items()}
@@ -93,7 +93,7 @@ def test_folders_and_cached_models_load_without_a_network_torchvision_or_timm(
     tokenizer.save_pretrained(older)
     numbers = json.loads((older / "preprocessor_config.json").read_text())
     (older / "preprocessor_config.json").write_text(json.dumps(numbers | {"image_mean": [0.1, 0.2, 0.9]}))
-    in_cache(older, tmp_path, "nobody/whole", "v1", "decade")
+    put_in_cache(older, tmp_path, "nobody/whole", "v1", "decade")
     models = [str(llava_folder), str(older), "nobody/whole", "nobody/whole@v1", "nobody/headless", "nobody/missing"]
     done = python(READ, *models, home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ def test_folders_and_cached_models_load_without_a_network_torchvision_or_timm(
     assert "run `hf download nobody/missing` on one with a network" in found["nobody/missing"]
 
 
-def test_the_block_of_that_test_blocks(tmp_path: Path) -> None:
+def test_the_blocked_packages_cannot_be_imported(tmp_path: Path) -> None:
     for name in ("torchvision", "timm.models"):
         assert f"imported {name}" in python(f"import {name}", home=tmp_path).stderr
 
@@ -131,7 +131,7 @@ def test_sharded_weights_load(llava_folder: Path, tmp_path: Path) -> None:
 def test_a_family_that_needs_a_package_names_it(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These three have vision towers of timm in transformers 5.23."""
+    """These three families have vision towers of timm in transformers 5.23."""
     monkeypatch.setattr("transformers.utils.import_utils.is_timm_available", lambda: False)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     tiny_tokenizer().save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Reading again equals remembering, and lets models that remember nothing write tokens."""
+"""Reading a sequence again equals using a cache, and lets models without a cache decode tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASES += [(name, INTERLEAVED) for name in ("kosmos-2", "mllama", "idefics")]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """A tiny backbone as a recipe names it."""
+    """Return a function that writes a tiny backbone and returns its recipe section."""
 
     def make(name: str) -> dict[str, Any]:
         folder = tmp_path_factory.mktemp(name)
@@ -55,13 +55,13 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     return fit_codec("bins", tmp_path_factory.mktemp("codec"))
 
 
-def writer(backbone: dict[str, Any], codec: Path | None, history: Any = "none", **keys: Any) -> VLA:
+def build_policy(backbone: dict[str, Any], codec: Path | None, history: Any = "none", **keys: Any) -> VLA:
     fuser = GPT if isinstance(history, dict) and history["name"] == "policy_head" else "identity"
     parts: dict[str, Any] = {"decoder": {"name": "lm_tokens", "ids": "added"}, "representation": "bins"}
     return policy(history, fuser, backbone=backbone, codec=codec, readouts=2, **parts | keys)
 
 
-def forget(backbone: Backbone) -> None:
+def remove_cache(backbone: Backbone) -> None:
     backbone.capabilities = backbone.capabilities - {"cache", "keys_values"}
 
 
@@ -74,8 +74,8 @@ def gradients(vla: VLA, data: Batch) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", ["nano", "llava", "qwen2_vl"])
 @pytest.mark.parametrize("proprio", ["fuser", "token"])
 @pytest.mark.parametrize("history", ["none", POLICY_HEAD], ids=["none", "policy_head"])
-def test_reading_again_equals_remembering(made, codec, name, proprio, history):
-    vla = writer(made(name), codec, history, proprio=proprio)
+def test_reading_again_equals_using_a_cache(made, codec, name, proprio, history):
+    vla = build_policy(made(name), codec, history, proprio=proprio)
     data = batch(3, 1 if history == "none" else 3)
     if history != "none":
         data.step_mask[1, 2:], data.action_mask[1, 2:] = False, False
@@ -87,14 +87,14 @@ def test_reading_again_equals_remembering(made, codec, name, proprio, history):
         for step in range(data.images.shape[1]):
             acted = vla.act([observation(data, row, step) for row in range(3)], sessions)
         chunks.append(np.stack([c.actions for c in acted]))
-        forget(vla.backbone)
+        remove_cache(vla.backbone)
     torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(*slopes, atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(*chunks, atol=1e-4)
 
 
-def continuation(backbone: Backbone, counts: tuple[int, ...]) -> Continuation:
-    """What a backbone remembers of steps, those of a row in order; each sees itself and those before it."""
+def build_continuation(backbone: Backbone, counts: tuple[int, ...]) -> Continuation:
+    """Cache steps, the ones of a row in order; each suffix sees its step and the earlier steps of its row."""
     images = torch.randint(0, 256, (sum(counts), 2, 32, 32, 3), generator=torch.Generator().manual_seed(0))
     block = backbone.tokenize(
         images.to(torch.uint8), ["open it", "close the drawer now", "go", "press the button"][: len(images)]
@@ -109,24 +109,24 @@ def continuation(backbone: Backbone, counts: tuple[int, ...]) -> Continuation:
 
 
 @torch.no_grad()
-def test_steps_that_share_a_row_are_gone_on_from_each_by_itself(made):
+def test_steps_that_share_a_row_are_decoded_further_separately(made):
     backbone, counts = policy(backbone=made("llava")).backbone, (2, 1, 1)
     suffix = torch.randn(4, 3, backbone.width)
-    remembered = continuation(backbone, counts).run_suffix(suffix, causal=True)
-    forget(backbone)
-    after = continuation(backbone, counts)
-    torch.testing.assert_close(after.run_suffix(suffix, causal=True), remembered, atol=1e-5, rtol=1e-4)
+    cached = build_continuation(backbone, counts).run_suffix(suffix, causal=True)
+    remove_cache(backbone)
+    after = build_continuation(backbone, counts)
+    torch.testing.assert_close(after.run_suffix(suffix, causal=True), cached, atol=1e-5, rtol=1e-4)
     writing = Suffix(after)
     parts = [writing.extend(suffix[:, k : k + n]) for k, n in ((0, 1), (1, 2))]
-    torch.testing.assert_close(torch.cat(parts, 1), remembered, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(parts, 1), cached, atol=1e-5, rtol=1e-4)
     chosen = after.select(torch.tensor([1, 3])).run_suffix(suffix[[1, 3]], causal=True)
-    torch.testing.assert_close(chosen, remembered[[1, 3]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(chosen, cached[[1, 3]], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["nano", "kosmos-2", "mllama", "idefics"])
 @torch.no_grad()
 def test_a_suffix_belongs_to_the_last_step_before_it(made, name):
-    """As in one pass, where the suffix replaces the readouts of the second step: it sees that step's images."""
+    """In one pass, where the suffix replaces the readouts of the second step, it sees that step's images."""
     backbone, draw = policy(backbone=made(name)).backbone, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8, generator=draw)
     readouts, suffix = torch.randn(2, 3, backbone.width, generator=draw)
@@ -143,13 +143,13 @@ def test_a_suffix_belongs_to_the_last_step_before_it(made, name):
 
 
 @pytest.mark.parametrize(("name", "history"), CASES, ids=lambda x: x if isinstance(x, str) else x["name"])
-def test_models_that_remember_nothing_write_as_they_were_trained(made, codec, name, history):
-    """The law of train/act equality; what is written is what training scores likeliest at each place."""
-    vla = writer(made(name), codec, history)
+def test_models_without_a_cache_act_as_they_were_trained(made, codec, name, history):
+    """Acting equals training, and decoded tokens are the most likely ones in training."""
+    vla = build_policy(made(name), codec, history)
     assert "cache" not in vla.backbone.capabilities
     data = batch(2, 1 if history == "none" else 3)
     sessions = [vla.start(text) for text in data.instructions]
-    for step in range(data.images.shape[1]):  # the demonstration is what was acted: later steps may see it
+    for step in range(data.images.shape[1]):  # the demonstration has the acted chunks, as later steps may see them
         chunks = vla.act([observation(data, row, step) for row in range(2)], sessions)
         data.actions[:, step] = torch.from_numpy(np.stack([c.actions for c in chunks]))
     torch.testing.assert_close(windowed(vla, data), data.actions, atol=1e-4, rtol=0)
@@ -163,12 +163,12 @@ def test_models_that_remember_nothing_write_as_they_were_trained(made, codec, na
     assert vla.queries.grad.abs().sum() > 0
 
 
-def test_models_that_remember_nothing_learn_to_write(made, codec):
+def test_models_without_a_cache_learn_to_decode_tokens(made, codec):
     """The paper's one-step discrete structure on the paper's backbone, KosMos."""
-    vla, data = writer(made("kosmos-2"), codec), batch(3, 1)
+    vla, data = build_policy(made("kosmos-2"), codec), batch(3, 1)
     data.actions[:] = data.actions[..., :1, :].sign()
     optimizer = torch.optim.Adam(vla.parameters(), 1e-2)
-    for _ in range(150):  # in eval mode: KosMos' dropout is much for a model so small
+    for _ in range(150):  # in eval mode: KosMos' dropout is too high for such a small model
         loss = vla.loss(data)
         optimizer.zero_grad()
         loss.value.backward()
@@ -179,15 +179,15 @@ def test_models_that_remember_nothing_learn_to_write(made, codec):
     assert (windowed(vla, data) - data.actions).abs().max() < 0.15  # a bin of 32 is 0.125 wide
 
 
-def test_what_reading_again_cannot_do_is_refused(made, codec):
+def test_parallel_decoding_without_a_cache_is_refused(made, codec):
     parallel = {"decoder": {"name": "lm_tokens", "ids": "added", "decoding": "parallel"}}
     with pytest.raises(ConfigError, match="each position sees earlier ones only: use decoding: autoregressive"):
-        writer(made("kosmos-2"), codec, **parallel)
+        build_policy(made("kosmos-2"), codec, **parallel)
     with pytest.raises(ConfigError, match="decoder 'lm_tokens' needs a backbone that can continue, lm_head"):
-        writer(made("florence2"), codec)
+        build_policy(made("florence2"), codec)
     backbone = policy(backbone=made("nano")).backbone
-    forget(backbone)
-    after = continuation(backbone, (1, 1))
+    remove_cache(backbone)
+    after = build_continuation(backbone, (1, 1))
     with pytest.raises(ValueError, match="attention to later positions needs a backbone with a cache and a block mask"):
         after.run_suffix(torch.zeros(2, 3, backbone.width), causal=False)
     backbone.context = after.cache.valid.shape[1] + 2

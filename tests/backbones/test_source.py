@@ -1,4 +1,4 @@
-"""What is no model, or none that can be a backbone, is refused with the way out."""
+"""Paths without a usable model are refused with advice."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from anyvla.backbones.families.unsupported import UNSUPPORTED
 from anyvla.backbones.source import how_to_download
 
 
-def refusal(path: Path | str) -> str:
+def read_refusal(path: Path | str) -> str:
     config = AutoBackbone.Config(path=str(path))
     with pytest.raises(ValueError) as first:
         AutoBackbone(config)
-    with pytest.raises(ValueError) as second:  # asking what it can do reads the same file
+    with pytest.raises(ValueError) as second:  # reads the same file
         AutoBackbone.find_capabilities(config)
     assert str(first.value) == str(second.value)
     return str(first.value)
@@ -36,23 +36,23 @@ def refusal(path: Path | str) -> str:
     ],
     ids=lambda value: value.get("model_type", "none") if isinstance(value, dict) else "",
 )
-def test_a_folder_of_another_kind_says_of_which(tmp_path: Path, content: dict, message: str) -> None:
+def test_the_error_names_the_kind_of_model(tmp_path: Path, content: dict, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert message in refusal(tmp_path)
+    assert message in read_refusal(tmp_path)
 
 
-def test_a_path_that_is_no_folder_says_so(tmp_path: Path, llava_folder: Path) -> None:
+def test_a_path_that_is_no_model_folder_is_refused(tmp_path: Path, llava_folder: Path) -> None:
     file = llava_folder / "model.safetensors"
-    assert refusal(file) == f"{file} is a file: give the folder that contains it and its config.json"
+    assert read_refusal(file) == f"{file} is a file: give the folder that contains it and its config.json"
     missing = tmp_path / "modles" / "llava"
     expected = f"there is no folder {missing}, and it is no hub id (OWNER/NAME) either: check the spelling"
-    assert refusal(missing) == expected
-    assert refusal(tmp_path) == (
+    assert read_refusal(missing) == expected
+    assert read_refusal(tmp_path) == (
         f"{tmp_path} has no config.json: give a folder that `save_pretrained` or `hf download` wrote"
     )
 
 
-def test_the_command_that_fetches_a_model_names_its_revision(tmp_path: Path) -> None:
+def test_the_download_command_names_the_revision(tmp_path: Path) -> None:
     assert "`hf download a/b --revision v1`" in how_to_download("a/b", "v1")
     assert "`hf download a/b`" in how_to_download("a/b", None)
     assert how_to_download(str(tmp_path), None) == "Copy the whole folder again."

@@ -1,4 +1,4 @@
-"""What all backbones over token ids share: who sees whom, positions, and single tokens embedded and scored."""
+"""Common parts of backbones over token ids: masks, positions, and embedding and scoring of single tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import SPECIAL, VOCABULARY, write_family
 
 IMAGE, QUERY, WORD = SPECIAL.index("<image>"), 3, 100
-# Two steps of two images each (of two and of one token), a word, and a query; then padding.
+# Two steps of two images (of two tokens and one token), a word and a query each; then padding.
 IDS = [2, IMAGE, IMAGE, WORD, IMAGE, QUERY, IMAGE, IMAGE, WORD, IMAGE, QUERY, 0]
 STEPS = [-1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, -1]
 LENGTH = len(IDS)
@@ -39,22 +39,22 @@ def sequence() -> TokenSequence:
 
 
 def image_of(place: int) -> int:
-    """Return the number of the image to which a place belongs; 0: none."""
+    """Return the number of the image to which a position belongs; 0: none."""
     number = 0
     for i in range(place + 1):
         number += IDS[i] == IMAGE and (i == 0 or IDS[i - 1] != IMAGE)
     return number if IDS[place] == IMAGE else 0
 
 
-def expected_mask(
+def build_expected_mask(
     attention: str, valid: list[bool], window: int | None, hidden: Tensor | None = None, decides: bool = False
 ) -> Tensor:
-    """Who sees whom, from the words in `anyvla.backbones.masks`: position by position, cached ones first."""
+    """Build the mask position by position from the definitions in `anyvla.backbones.masks`, cached positions first."""
     earlier = len(valid) - LENGTH
     out = torch.zeros(LENGTH, len(valid), dtype=torch.bool)
     for i in range(LENGTH):
         for k in range(len(valid)):
-            j = k - earlier  # negative: remembered
+            j = k - earlier  # negative: cached
             between = sum(valid[k + 1 : i + earlier + 1])  # tokens after k, up to i
             near = window is None or between < window
             sees = j <= i and near
@@ -90,7 +90,7 @@ def expected_mask(
         ("full", 3),
     ],
 )
-def test_who_sees_whom(
+def test_masks_follow_their_definitions(
     backbone: AutoBackbone,
     sequence: TokenSequence,
     attention: str,
@@ -106,7 +106,7 @@ def test_who_sees_whom(
     laid_out = dataclasses.replace(sequence, block_mask=mask, block_mask_only=block_mask == "decides")
     images = backbone.get_image_mask(sequence)
     given = build_mask(laid_out, torch.tensor([valid]), attention=attention, window=window, images=images)  # type: ignore[arg-type]
-    assert torch.equal(given[0, 0], expected_mask(attention, valid, window, hidden, block_mask == "decides"))
+    assert torch.equal(given[0, 0], build_expected_mask(attention, valid, window, hidden, block_mask == "decides"))
 
 
 def test_layers_of_each_kind_get_the_mask_of_their_window(
@@ -117,8 +117,8 @@ def test_layers_of_each_kind_get_the_mask_of_their_window(
     masks: Any = backbone.build_attention_masks(sequence, torch.tensor([valid]))
     assert set(masks) == {"sliding_attention", "full_attention"}
     for kind, window in (("sliding_attention", 4), ("full_attention", None)):
-        assert torch.equal(masks[kind][0, 0], expected_mask("causal", valid, window))
-    # Where the window is as long as the sequence, all layers see alike: one mask.
+        assert torch.equal(masks[kind][0, 0], build_expected_mask("causal", valid, window))
+    # If the window is as long as the sequence, all layers share one mask.
     for window, kinds in ((LENGTH, 1), (LENGTH - 1, 2)):
         monkeypatch.setattr(backbone, "windows", {"sliding_attention": window, "full_attention": None})
         given: Any = backbone.build_attention_masks(sequence, torch.tensor([valid]))
@@ -127,11 +127,11 @@ def test_layers_of_each_kind_get_the_mask_of_their_window(
     monkeypatch.setattr(backbone, "windows", EVERYWHERE)
     numbers: Any = backbone.build_attention_masks(sequence, torch.tensor([valid]))
     numbers = numbers[0, 0]
-    assert torch.equal(numbers == 0, expected_mask("causal", valid, None))
+    assert torch.equal(numbers == 0, build_expected_mask("causal", valid, None))
     assert set(numbers.unique().tolist()) == {0.0, torch.finfo(torch.float32).min}
 
 
-def test_positions_go_on_after_the_last_token_of_each_row(
+def test_positions_continue_after_the_last_token_of_each_row(
     backbone: AutoBackbone, sequence: TokenSequence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Padding takes no position after a cache, and the first position is the family's."""
@@ -167,13 +167,11 @@ def test_tokens_are_embedded_as_the_model_does(backbone: AutoBackbone, tmp_path:
     path = str(write_family(FAMILIES["paligemma"], tmp_path))
     gemma = AutoBackbone(AutoBackbone.Config(path=path))
     table = gemma.model.get_input_embeddings().weight
-    torch.testing.assert_close(gemma.embed(ids), table[ids] * 32**0.5)  # Gemma's table scales what it looks up
+    torch.testing.assert_close(gemma.embed(ids), table[ids] * 32**0.5)  # Gemma's table scales embeddings
 
 
-def test_the_last_ids_are_the_last_regular_ones_of_the_vocabulary(
-    backbone: AutoBackbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The special tokens of this tokenizer come first, with one that it does not know as such, then 256 bytes."""
+def test_last_token_ids_are_the_last_regular_ids(backbone: AutoBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The special tokens of this tokenizer come first, one of them not marked as special, then 256 bytes."""
     assert backbone.last_token_ids(3).tolist() == [VOCABULARY - 3, VOCABULARY - 2, VOCABULARY - 1]
     assert backbone.last_token_ids(256)[0] == len(SPECIAL)
     with pytest.raises(ValueError, match="257 ids are more than the vocabulary of 257 regular tokens"):

@@ -1,9 +1,8 @@
 """Any image-text-to-text model of `transformers` as a backbone, through one adapter.
 
-The model gets token ids with image placeholders. While it embeds them, a hook overwrites the positions of queries;
+The model gets token ids with image placeholders. While it embeds them, one hook overwrites the embeddings of queries;
 another captures the input of the LM head. So everything that a family derives from the ids (positions, token types,
-positions of images) stays correct. The differences between families are the rows of
-`anyvla.backbones.families.quirks`.
+positions of images) stays correct. `anyvla.backbones.families.quirks` lists the differences between families.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 import anyvla.backbones.nano_vision  # noqa: F401  (registers its model type, so that a saved nano loads here)
-from anyvla.backbones.adapting.options import Options, Resampler
+from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.adapting.parts import find_part_modules, find_position_wise_modules
 from anyvla.backbones.adapting.pretrained import read_model, reinitialize, truncate_config
 from anyvla.backbones.adapting.resampler import PerceiverResampler, build_resampler
@@ -93,21 +92,23 @@ class AutoBackbone(TokenBackbone):
         self.preprocessor, self.tokenizer = loaded.preprocessor, loaded.tokenizer
         self.second_tokenizer = loaded.second_tokenizer
         self.resampler: PerceiverResampler | None = None
-        self.quirk = _quirk(self.model.config)
+        self.quirk = _find_quirk_of(self.model.config)
         if assets is None:
             reinitialize(self, config.pretrained, config.seed)
         self._read_configuration()
         self._inspect_methods()
         self._set_up_images(config)
-        image_id = self._image_id()
+        self.image_id = self._find_image_id()
         if config.resampler is not None:
-            self.resampler = self._build_resampler(config.resampler, config.seed)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.resampler = build_resampler(self.embedding, self.width, config.resampler).to(self.model.dtype)
         steps = StepTokenizer(
             loaded.tokenizer,
             config.prompt,
-            self._template(),
-            image_id=image_id,
-            grid=self._grid(image_id),
+            self._build_template(),
+            image_id=self.image_id,
+            grid=self._count_rows_and_columns(),
             vocabulary=self.embedding.weight.shape[0],
             context=self.context,
             # A resampler reads the tiles of an image together.
@@ -134,8 +135,8 @@ class AutoBackbone(TokenBackbone):
     def _inspect_methods(self) -> None:
         """Find the inputs of the model's forward pass and its methods for images and positions."""
         self._names = self.quirk.passed_on.union(inspect.signature(self.model.forward).parameters)
-        self._rope_index = _method(self.model, "get_rope_index")
-        self._get_features = _method(self.model, "get_image_features")
+        self._rope_index = _find_method(self.model, "get_rope_index")
+        self._get_features = _find_method(self.model, "get_image_features")
 
     def _set_up_images(self, config: Any) -> None:
         exact = exact_size(self.quirk, self.model.config, self.preprocessor, getattr(config, "image_size", None))
@@ -150,7 +151,7 @@ class AutoBackbone(TokenBackbone):
             return declared
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
         model_config = read_config(source, revision)
-        return capabilities_without(_quirk(model_config).lacks)
+        return capabilities_without(_find_quirk_of(model_config).lacks)
 
     def load(self, config: Any, assets: Path | None) -> LoadedModel:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""
@@ -159,7 +160,7 @@ class AutoBackbone(TokenBackbone):
         dtype = getattr(torch, config.dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            inside = _quirk(model_config).second_tokenizer
+            inside = _find_quirk_of(model_config).second_tokenizer
             second = None if inside is None else read_second_tokenizer(source, revision, inside)
             if assets is None:
                 truncate_config(model_config, config.layers)
@@ -240,49 +241,36 @@ class AutoBackbone(TokenBackbone):
         elif self.resampler is None:
             yield dict(self.quirk.image_inputs(images)) | given
         else:  # the model reads text, with the embeddings at the image tokens overwritten
-            places = images.image_mask.flatten().nonzero().squeeze(1)
+            positions = images.image_mask.flatten().nonzero().squeeze(1)
             tokens = self.resampler(self._features(images)).flatten(0, 1)
-            with overwrite_embeddings(self.embedding, sequence.input_ids.shape, places, tokens):
+            with overwrite_embeddings(self.embedding, sequence.input_ids.shape, positions, tokens):
                 ids = {"input_ids": sequence.input_ids.masked_fill(images.image_mask, self.query_id)}
                 yield given | dict(self.quirk.inputs_without_images(images)) | ids
 
     def _features(self, images: SequenceImages) -> Float[Tensor, "N F D"]:
         """Return the F features of each image after the projector."""
-        names = inspect.signature(self._get_features).parameters
-        given = {k: v for k, v in self.quirk.image_inputs(images).items() if k in names}
-        features = getattr(self._get_features(**given), "pooler_output", None)
+        features = None
+        if self._get_features is not None:
+            names = inspect.signature(self._get_features).parameters
+            given = {k: v for k, v in self.quirk.image_inputs(images).items() if k in names}
+            features = getattr(self._get_features(**given), "pooler_output", None)
         if features is None:
             kind = self.model.config.model_type
-            raise ValueError(f"resampler: a {kind!r} model gives no features to resample; leave resampler out")
+            raise ValueError(f"resampler: a {kind!r} model gives no image features to resample; leave resampler out")
         if not isinstance(features, Tensor):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
         return features.reshape(images.sequence.images.shape[:2].numel(), -1, features.shape[-1])
 
-    def _build_resampler(self, options: Resampler, seed: int) -> PerceiverResampler:
-        if self._get_features is None:
-            raise ValueError(
-                f"resampler: a {self.model.config.model_type!r} model has no get_image_features, whose features could "
-                "be resampled; leave resampler out"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return build_resampler(self.embedding, self.width, options).to(self.model.dtype)
-
     def _images(self, sequence: TokenSequence) -> SequenceImages:
-        return self._wrap_images(self._pixel_values(sequence.images), sequence, self.get_image_mask(sequence))
-
-    def _wrap_images(
-        self, pixels: Float[Tensor, "N 3 h w"], sequence: TokenSequence, places: Bool[Tensor, "S L"]
-    ) -> SequenceImages:
-        return SequenceImages(
-            pixels, sequence, places, self.model.config, self.tokenizer, self.preprocessor, self.second_tokenizer
-        )
+        pixels, mask = self._pixel_values(sequence.images), self.get_image_mask(sequence)
+        files = self.tokenizer, self.preprocessor, self.second_tokenizer
+        return SequenceImages(pixels, sequence, mask, self.model.config, *files)
 
     def _pixel_values(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N 3 h w"]:
         return self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.model.dtype)
 
     def _rope_positions(self, sequence: TokenSequence, given: dict[str, Any]) -> Tensor:
-        """Return positions (3, S, L) in time, height and width (M-RoPE), and clear the model's own from before."""
+        """Return positions (3, S, L) in time, height and width (M-RoPE), and clear the model's earlier ones."""
         core = self._rope_index.__self__
         core.rope_deltas = None
         if self.resampler is not None or not len(sequence.images):
@@ -295,7 +283,7 @@ class AutoBackbone(TokenBackbone):
         return positions
 
     def _check_tokens(self, template: Template) -> None:
-        """Raise ValueError if the tokenizer does not know the tokens around images and would spell them in letters."""
+        """Raise ValueError if the tokenizer does not know the tokens around images and would spell them out."""
         written = template.before_image + template.row_end + template.after_image
         known = self.tokenizer.get_vocab()
         unknown = [token for token in re.findall(r"<[^<>\s]+>|\[[A-Z_]+\]", written) if token not in known]
@@ -305,16 +293,16 @@ class AutoBackbone(TokenBackbone):
                 "tokenizer does not know: copy the tokenizer's files from the model it was trained from"
             )
 
-    def _template(self) -> Template:
-        def named(match: re.Match[str]) -> str:  # {boi_token_id}: the token with that id of the configuration
+    def _build_template(self) -> Template:
+        def name_token(match: re.Match[str]) -> str:  # {boi_token_id}: the token whose id the configuration holds
             return str(self.tokenizer.convert_ids_to_tokens(getattr(self.model.config, match[1])))
 
         template, opens = self.quirk.template, self.quirk.image_opening
         before = ("" if opens is None else opens(self.model.config, self.pixels.size)) + template.before_image
-        around = {"before_image": before, "after_image": template.after_image}
-        return dataclasses.replace(template, **{k: re.sub(r"{(\w+_token_id)}", named, v) for k, v in around.items()})
+        before, after = (re.sub(r"{(\w+_token_id)}", name_token, text) for text in (before, template.after_image))
+        return dataclasses.replace(template, before_image=before, after_image=after)
 
-    def _image_id(self) -> int:
+    def _find_image_id(self) -> int:
         token, config = self.quirk.image_token, self.model.config
         if token is None:
             found = getattr(config, "image_token_id", None)
@@ -329,17 +317,17 @@ class AutoBackbone(TokenBackbone):
         return found
 
     @torch.no_grad()
-    def _grid(self, image_id: int) -> tuple[int, int]:
+    def _count_rows_and_columns(self) -> tuple[int, int]:
         """Return the rows and columns of an image's tokens, counted on a blank image where the table gives no grid."""
         if self.quirk.grid is not None and self.resampler is None:
             return self.quirk.grid(self.model.config, self.pixels.size)
         training = self.model.training
         self.model.eval()
-        one = torch.full((1, 1), image_id)
+        one = torch.full((1, 1), self.image_id)
         yes = torch.ones(1, 1, dtype=torch.bool)
         blank = torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8)
-        sequence = TokenSequence(one, yes, ~yes, one * 0, blank)
-        features = self._features(self._wrap_images(self._pixel_values(blank)[:1], sequence, yes))
+        images = self._images(TokenSequence(one, yes, ~yes, one * 0, blank))
+        features = self._features(dataclasses.replace(images, pixels=images.pixels[:1]))
         self.model.train(training)
         return 1, features.shape[1] if self.resampler is None else len(self.resampler.latents)
 
@@ -364,13 +352,13 @@ def exact_size(quirk: Quirk, config: Any, preprocessor: Mapping[str, Any], asked
     return asked or -(-size // step) * step
 
 
-def _method(model: Any, name: str) -> Any:
-    """Return the method of the model's trunk, or else the model's own, whose signature may not name all arguments."""
+def _find_method(model: Any, name: str) -> Any:
+    """Return the method of the model's trunk, else of the model, whose signature may not name all arguments."""
     trunk = getattr(model, "model", None)
     return getattr(trunk, name, None) or getattr(model, name, None)
 
 
-def _quirk(model_config: Any) -> Quirk:
+def _find_quirk_of(model_config: Any) -> Quirk:
     model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model_config)]
     return find_quirk(model_config, inspect.signature(model.forward).parameters)
 

@@ -96,7 +96,9 @@ class ComposedBackbone(TokenBackbone):
             numbers = {"size": self.image_size, "resample": 3, "image_mean": self.mean, "image_std": self.std}
             self.pixels = Pixels(numbers, None)
             if assets is not None:
-                _zero_weights(parts)
+                for part in filter(None, (parts.vision, parts.projector)):
+                    for weight in part.parameters():
+                        weight.zero_()  # uninitialized memory may hold NaN, which some code checks for
             blank = self._encode_images(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
             self.projection = parts.projector or self.build_projector(blank.shape[-1], self.width)
             if config.resampler is not None:
@@ -254,13 +256,6 @@ def build_saved(folder: Path) -> Any:
     model = made(config)
     model.tie_weights()
     return model
-
-
-def _zero_weights(parts: Components) -> None:
-    """Fill memory that was not initialized, as it may hold NaN, which some code checks for."""
-    for part in (parts.vision, parts.projector):
-        for weight in part.parameters() if part is not None else ():
-            weight.zero_()
 
 
 def _unused_id(tokenizer: Any, vocabulary: int) -> int:

@@ -50,7 +50,7 @@ class ControlTokens:
             for start, first in enumerate(text)
             if first in self._firsts and any(text[start : start + n] in self.names for n in self._lengths)
         ]
-        return _cut(text, cuts)
+        return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
     def spellings(self, text: str) -> Iterator[tuple[list[str], bool]]:
         """Yield ways to cut the text, the best first, and whether to separate it from the texts around it as well.
@@ -81,7 +81,3 @@ def encode_plainly(tokenizer: Any, texts: Sequence[str]) -> Any:
                 break
         rows.append(row)
     return tokenizer.pad(rows, return_tensors="pt")
-
-
-def _cut(text: str, cuts: list[int]) -> list[str]:
-    return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -6,7 +6,6 @@ of this call, K cached positions and then these L.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,39 +19,6 @@ from anyvla.sequence.tokens import TokenSequence
 # layers with a sliding window, as `causal` in the others. images: all tokens of the images of one step, the tokens
 # around them included, attend to each other.
 Attention = Literal["causal", "image", "image_in_windows", "images", "prefix", "full"]
-
-
-def build_masks(
-    sequence: TokenSequence,
-    valid: Bool[Tensor, "S K"],
-    *,
-    attention: Attention,
-    windows: Mapping[str, int | None],
-    images: Bool[Tensor, "S L"],
-    single_mask: bool = False,
-    additive: bool = False,
-) -> Tensor | dict[str, Tensor]:
-    """Return the mask of all layers or, where windows are too short to reach everything, one for each kind of layer.
-
-    Raises ValueError if kinds of layers need masks of their own but the model takes a `single_mask`.
-    """
-    shortest = min((window for window in windows.values() if window is not None), default=None)
-
-    def build(window: int | None) -> Tensor:
-        mask = build_mask(sequence, valid, attention=attention, window=window, images=images)
-        return torch.where(mask, 0.0, torch.finfo(torch.float32).min) if additive else mask
-
-    if shortest is None or (valid.shape[1] <= shortest and attention != "image_in_windows"):
-        return build(None)
-    if len(windows) == 1:
-        return build(shortest)
-    if single_mask:
-        raise ValueError(
-            f"{valid.shape[1]} tokens exceed the sliding window of {shortest} that some layers of this model have, and "
-            "it takes no separate mask for those layers: it reads such sequences only without a cache and without a "
-            "block mask; or give it smaller images or fewer cameras"
-        )
-    return {kind: build(window) for kind, window in windows.items()}
 
 
 def as_additive_mask(mask: Any, dtype: torch.dtype) -> Any:

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from anyvla.backbones.control_tokens import ControlTokens
 from anyvla.backbones.template import Template
-from anyvla.backbones.vocabulary import check_embedded
 from anyvla.sequence.tokens import StepTokens
 from anyvla.text import check_instruction
 
-CACHED_INSTRUCTIONS = 10_000  # whose tokens are kept: robot training repeats a few instructions
+CACHED_INSTRUCTIONS = 10_000  # the most instructions whose tokens are kept: training repeats a few
 
 
 class StepTokenizer:
@@ -40,7 +39,7 @@ class StepTokenizer:
         """Tokenize all texts around images and instructions.
 
         `grid`: rows and columns of an image's tokens. `vocabulary`: the number of ids that the model embeds.
-        `context`: its limit in tokens. `one_image_per_step`: the tokens of one camera stand for all. `literal_ids`:
+        `context`: its limit in tokens. `one_image_per_step`: one image token represents all cameras. `literal_ids`:
         the ids of template texts that the tokenizer cannot encode itself.
 
         Raises ValueError for a token that the model does not embed.
@@ -54,7 +53,7 @@ class StepTokenizer:
         eos, pad = _first_known(tokenizer.eos_token_id, 0), tokenizer.pad_token_id
         self.pad_id = eos if pad is None or pad >= vocabulary else pad  # any token can pad, if it is embedded
         self.query_id = _first_known(getattr(tokenizer, "query_token_id", None), eos)
-        check_embedded([self.query_id], tokenizer, vocabulary)
+        self._check_embedded([self.query_id])
         rows, columns = grid
         row, end = [image_id] * columns, self.encode(template.row_end)
         self._rows = [*([*row, *end] * (rows - 1)), *(row if rows else ())]
@@ -94,9 +93,17 @@ class StepTokenizer:
                 ids.append(self.literal_ids[piece])
             elif piece:
                 found = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-                check_embedded([i for i in found if i != self.image_id], self.tokenizer, self.vocabulary)
+                self._check_embedded([i for i in found if i != self.image_id])
                 ids += found
         return ids
+
+    def _check_embedded(self, ids: Sequence[int]) -> None:
+        wrong = next((i for i in ids if not 0 <= i < self.vocabulary), None)
+        if wrong is not None:
+            raise ValueError(
+                f"the tokenizer has the token {self.tokenizer.convert_ids_to_tokens(wrong)!r:.60} (id {wrong}), "
+                f"but the model embeds only {self.vocabulary}: use the tokenizer that belongs to these weights"
+            )
 
     def _tokenize_step(self, instruction: str, views: int) -> list[int]:
         key = (instruction, views)

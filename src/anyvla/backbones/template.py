@@ -17,16 +17,13 @@ class Template:
 
     def fill(self, prompt: str, bos: str) -> Template:
         """Return the template with everything inserted except the instruction."""
-        text = self.text.replace("{prompt}", prompt)
-        return Template(
-            *(part.replace("{bos}", bos) for part in (self.opening, self.before_image, self.row_end)),
-            *(part.replace("{bos}", bos) for part in (self.after_image, text)),
-        )
+        parts = vars(self) | {"text": self.text.replace("{prompt}", prompt)}
+        return Template(**{name: part.replace("{bos}", bos) for name, part in parts.items()})
 
     @property
     def around(self) -> str:
         """All texts around an instruction."""
-        return " ".join((self.opening, self.before_image, self.row_end, self.after_image, self.text))
+        return " ".join(vars(self).values())
 
     def insert(self, pieces: list[str], apart: bool) -> list[str]:
         """Insert an instruction in pieces and return the texts that are tokenized one after another.

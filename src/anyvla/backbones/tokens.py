@@ -1,8 +1,7 @@
 """The base class of all backbones that read token ids: options, readouts, positions, masks and the cache.
 
-A subclass loads its model (`build`) and runs it over a sequence (`run_model`). There are two general ones:
 `AutoBackbone` (a whole vision-language model of `transformers`) and `ComposedBackbone` (any vision tower before a
-causal language model of `transformers`).
+causal language model of `transformers`) are its general subclasses.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.base import Backbone, Cache
 from anyvla.backbones.hooks import capture_lm_head_input, overwrite_embeddings, run_only_at
 from anyvla.backbones.language_config import EVERYWHERE, find_windows
-from anyvla.backbones.masks import Attention, build_masks
+from anyvla.backbones.masks import Attention, build_mask
 from anyvla.backbones.step_tokens import StepTokenizer
-from anyvla.backbones.vocabulary import find_last_ids, logits_of_ids
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import StepTokens, TokenSequence
 
@@ -129,7 +127,7 @@ class TokenBackbone(Backbone):
     def capture_hidden_states(self) -> AbstractContextManager[list[Tensor]]:
         """Return a context that captures the last hidden states of the model's run inside it.
 
-        Raises ValueError if the model has no LM head, whose input these are.
+        Raises ValueError if the model has no LM head, whose input they are.
         """
         if self.lm_head is None:
             raise ValueError(f"{type(self).__name__} has no LM head whose input could be captured")
@@ -160,7 +158,8 @@ class TokenBackbone(Backbone):
         values = queries.expand(steps, -1, -1).flatten(0, 1)
         with ExitStack() as hooks:
             hooks.enter_context(overwrite_embeddings(self.embedding, shape, positions, values))
-            if self.query_only_modules and not self._recomputes():
+            recomputes = self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
+            if self.query_only_modules and not recomputes:
                 hooks.enter_context(run_only_at(self.query_only_modules, positions, shape))
             hidden = hooks.enter_context(self.capture_hidden_states())
             self.run_model(sequence, cache)
@@ -211,10 +210,20 @@ class TokenBackbone(Backbone):
         return self.embedding(ids)
 
     def compute_logits(self, hidden: Float[Tensor, "*batch D"], ids: Int64[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
-        return logits_of_ids(self.lm_head, hidden, ids)
+        head: Any = self.lm_head
+        bias = getattr(head, "bias", None)
+        return nn.functional.linear(hidden.to(head.weight.dtype), head.weight[ids], None if bias is None else bias[ids])
 
     def last_token_ids(self, count: int) -> Int64[Tensor, "n"]:
-        return find_last_ids(self.tokenizer, self.embedding.weight.shape[0], self.image_id, count)
+        known = min(self.tokenizer.vocab_size, self.embedding.weight.shape[0])
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder, self.image_id}
+        regular = [i for i in range(known) if i not in special]
+        if count >= len(regular):
+            raise ValueError(
+                f"{count} ids are more than the vocabulary of {len(regular)} regular tokens gives; use ids: added, "
+                "or a codec with fewer tokens"
+            )
+        return torch.tensor(regular[-count:])
 
     def unfreeze_lm_head(self) -> None:
         tied = {id(weight) for weight in self.embedding.parameters()}
@@ -270,19 +279,27 @@ class TokenBackbone(Backbone):
         return ids
 
     def build_attention_masks(self, sequence: TokenSequence, valid: Bool[Tensor, "S K"]) -> Tensor | dict[str, Tensor]:
-        """Return the mask of all layers (S, 1, L, K), or one for each kind of layer."""
+        """Return the mask of all layers (S, 1, L, K) or, where windows are too short, one for each kind of layer.
+
+        Raises ValueError if kinds of layers need different masks but the model takes a `single_mask`.
+        """
         images = self.get_image_mask(sequence)
         if self.attention == "images":  # with the tokens around them
             images = torch.isin(sequence.input_ids, torch.tensor(self.step_tokenizer.camera, device=images.device))
-        return build_masks(
-            sequence,
-            valid,
-            attention=self.attention,
-            windows=self.windows,
-            images=images,
-            single_mask=self.single_mask,
-            additive=self.additive_masks,
-        )
 
-    def _recomputes(self) -> bool:
-        return self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
+        def build(window: int | None) -> Tensor:
+            mask = build_mask(sequence, valid, attention=self.attention, window=window, images=images)
+            return torch.where(mask, 0.0, torch.finfo(torch.float32).min) if self.additive_masks else mask
+
+        keys, shortest = valid.shape[1], min((w for w in self.windows.values() if w is not None), default=None)
+        if shortest is None or (keys <= shortest and self.attention != "image_in_windows"):
+            return build(None)
+        if len(self.windows) == 1:
+            return build(shortest)
+        if self.single_mask:
+            raise ValueError(
+                f"{keys} tokens exceed the sliding window of {shortest} that some layers of this model have, and it "
+                "takes no separate mask for those layers: it reads such sequences only without a cache and without a "
+                "block mask; or give it smaller images or fewer cameras"
+            )
+        return {kind: build(window) for kind, window in self.windows.items()}

@@ -21,7 +21,7 @@ from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
 
 TEXTS = ("open", "close it")
-MIXERS = {"llava", "paligemma", "qwen2_5_vl", "kosmos-2"} & set(FAMILIES)  # of unlike structure
+MIXERS = {"llava", "paligemma", "qwen2_5_vl", "kosmos-2"} & set(FAMILIES)  # of different structure
 Build = Callable[..., Any]
 
 
@@ -45,7 +45,7 @@ def read(backbone: AutoBackbone) -> torch.Tensor:
 
 
 def reached(backbone: AutoBackbone) -> set[torch.nn.Parameter]:
-    """What gets a gradient."""
+    """Return the parameters that get a gradient."""
     backbone.zero_grad()
     out = read(backbone)
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
@@ -73,7 +73,7 @@ def test_a_frozen_vision_tower_stays_in_eval_mode_and_its_merger_does_not(build_
     assert build_one("qwen2_5_vl").train().model.model.visual.training
 
 
-def test_lora_trains_its_matrices_and_what_train_says_beside(build_one: Build) -> None:
+def test_lora_trains_its_matrices_and_the_parts_that_train_names(build_one: Build) -> None:
     backbone = build_one("llava", lora={"rank": 2}, train={"vision": False})
     parts = parameters_by_part(backbone)
     lora = {p for n, p in backbone.named_parameters() if "lora_" in n}
@@ -127,7 +127,7 @@ def test_lora_adds_b_times_a_scaled_by_alpha_over_rank(build_one: Build, rank: i
 
 
 def test_lora_drops_out_of_its_input_in_training_only(build_one: Build) -> None:
-    """Of 32 ones, each is kept with probability 0.75 and divided by it: the sum has mean 32 and variance 32 / 3."""
+    """Each of 32 ones is kept with probability 0.75 and divided by it: the sum has mean 32 and variance 32 / 3."""
     backbone = build_one("llava", lora={"rank": 1, "alpha": 1, "dropout": 0.25})
     layer = backbone.model.model.language_model.layers[0].self_attn.q_proj
     layer.get_base_layer().weight.data.zero_()
@@ -163,7 +163,6 @@ def test_an_lm_head_is_trained_only_with_the_language_model(
 
 
 def test_options_left_out_have_the_documented_values() -> None:
-    """A recipe that leaves them out must not change its meaning."""
     options = Options()
     assert options.prompt == "What action should the robot take to {instruction}?"  # RoboVLMs' (arXiv 2412.14058)
     assert (options.dtype, options.pretrained, options.layers, options.seed) == ("float32", "full", None, 0)
@@ -235,7 +234,7 @@ def test_routers_and_heads_are_no_targets(build_one: Build) -> None:
 
 
 def test_a_frozen_tower_that_lora_adapts_trains(build_one: Build) -> None:
-    """The dropout of its matrices is on in training."""
+    """Dropout of its LoRA matrices is active in training."""
     lora = {"rank": 2, "dropout": 0.5}
     for vision in (False, True):
         backbone = build_one("llava", lora={**lora, "vision": vision}, train={"vision": False}).train()
@@ -243,7 +242,7 @@ def test_a_frozen_tower_that_lora_adapts_trains(build_one: Build) -> None:
 
 
 @pytest.mark.parametrize("missing", ["peft", "bitsandbytes"])
-def test_what_is_not_installed_is_named(build_one: Build, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(build_one: Build, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     if missing == "peft":
         with pytest.raises(ImportError, match=r"pip install 'anyvla\[lora\]'"):
@@ -300,8 +299,8 @@ def test_four_bits_are_nf4_in_blocks_of_64(build_one: Build) -> None:
         torch.testing.assert_close(read, (nearest * scale).view_as(weight), atol=1e-4, rtol=1e-4)
 
 
-def test_eight_bits_leave_large_activations_out(build_one: Build) -> None:
-    """LLM.int8 (arXiv 2208.07339, section 3.2): rows are scaled by their largest; columns over 6 are read apart."""
+def test_large_activations_are_not_multiplied_in_8_bits(build_one: Build) -> None:
+    """LLM.int8 (arXiv 2208.07339, section 3.2): rows are scaled by their largest entry; columns over 6 stay exact."""
     pytest.importorskip("bitsandbytes")
     whole, backbone = build_one("llava"), build_one("llava", quantize="int8")
     name = "model.model.language_model.layers.0.mlp.gate_proj"
@@ -334,7 +333,7 @@ def test_quantized_layers_keep_their_biases(build_one: Build, to: Quantize) -> N
 
 
 class Scales(torch.Tensor):
-    """Numbers that note that they were moved."""
+    """A tensor that counts how often it is moved."""
 
     moved = 0
 
@@ -345,7 +344,7 @@ class Scales(torch.Tensor):
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-def test_all_of_an_8_bit_layer_moves_with_its_parent(build_one: Build, used: bool) -> None:
+def test_an_8_bit_layer_moves_completely_with_its_parent(build_one: Build, used: bool) -> None:
     pytest.importorskip("bitsandbytes")
     backbone = build_one("llava", quantize="int8")
     if used:

@@ -22,7 +22,7 @@ from tests.backbones.families.common import write_family
 
 TEXTS = ["open", "close it"]
 KEPT = {"language_only": {"language", "embeddings"}, "vision_only": {"vision"}, "none": set()}  # RoboVLMs' names
-ENOUGH = 256  # numbers, to tell a spread from
+ENOUGH = 256  # weights, to estimate a standard deviation
 Build = Callable[..., Any]
 
 
@@ -52,8 +52,8 @@ def copy(source: Path, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_exactly_the_named_parts_are_fresh(build_one: Build, family: str) -> None:
-    """What is kept is bit-equal to the checkpoint; the rest is spread as in a model that was never trained."""
+def test_all_parts_but_the_kept_ones_are_initialized_anew(build_one: Build, family: str) -> None:
+    """Kept parts are bit-equal to the checkpoint; the others have the spread of a newly initialized model."""
     full = build_one(family)
     checkpoint = {n: p.detach() for n, p in full.named_parameters()}
     fresh = dict(AutoModelForImageTextToText.from_config(full.model.config).named_parameters())
@@ -75,7 +75,7 @@ def test_exactly_the_named_parts_are_fresh(build_one: Build, family: str) -> Non
                 assert 0.8 < weight.std() / like.std() < 1.25, f"{mode}: {name}"
 
 
-def test_fresh_weights_come_from_the_seed_alone(build_one: Build) -> None:
+def test_new_weights_depend_only_on_the_seed(build_one: Build) -> None:
     state = torch.get_rng_state()
     for mode in ("vision_only", "none"):
         one, again, other = (build_one("llava", pretrained=mode, seed=s).state_dict() for s in (1, 1, 2))
@@ -93,8 +93,8 @@ def test_nothing_pretrained_needs_no_weights(build_one: Build, folder: Callable[
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_first_layers_compute_what_they_did(build_one: Build, family: str) -> None:
-    """Against the whole model: the state after its first layer, under the norm that ends it."""
+def test_the_first_layers_compute_the_same_alone(build_one: Build, family: str) -> None:
+    """Compare with the state of the whole model after its first layer and final norm."""
     full = build_one(family)
     whole = full.model.config.get_text_config().num_hidden_layers
     if full.attention == "full" or whole < 2:
@@ -127,7 +127,7 @@ def test_the_first_layers_compute_what_they_did(build_one: Build, family: str) -
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in full.parameters())
 
 
-def test_lists_of_layers_are_cut_with_them() -> None:
+def test_lists_with_one_entry_per_layer_are_truncated() -> None:
     config = LlamaConfig(num_hidden_layers=4)
     config.layer_types = ["full_attention", "sliding_attention"] * 2
     config.eos_token_id = [1, 2, 3, 4]
@@ -155,7 +155,7 @@ def test_too_many_layers_and_too_few_are_refused(build_one: Build) -> None:
         truncate_config(mllama, 2)
 
 
-def test_cut_and_fresh_models_are_saved_as_they_are(build_one: Build, tmp_path: Path) -> None:
+def test_truncated_and_reinitialized_models_are_saved_and_loaded(build_one: Build, tmp_path: Path) -> None:
     backbone = build_one("gemma3" if "gemma3" in FAMILIES else "llava", layers=1, pretrained="vision_only")
     backbone.save_assets(tmp_path)
     config = build(type(backbone).Config, {"path": "gone", "prompt": "do {instruction}", "layers": 1})
@@ -208,8 +208,8 @@ def test_a_config_of_another_model_is_refused(folder: Callable[[str], Path], bui
 
 
 def test_options_that_a_backbone_does_not_read_are_refused() -> None:
-    class Deaf(NanoBackbone):
+    class NoPretrained(NanoBackbone):
         supported_options = frozenset({"layers"})
 
-    with pytest.raises(ValueError, match="Deaf has no option pretrained: leave it out"):
-        Deaf(build(NanoBackbone.Config, {"pretrained": "vision_only", "width": 48}))
+    with pytest.raises(ValueError, match="NoPretrained has no option pretrained: leave it out"):
+        NoPretrained(build(NanoBackbone.Config, {"pretrained": "vision_only", "width": 48}))

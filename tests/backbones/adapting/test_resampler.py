@@ -39,8 +39,8 @@ def build_one(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return build_one
 
 
-def as_written(model: PerceiverResampler, features: Tensor) -> Tensor:
-    """Flamingo's Perceiver, one image and one head at a time, from the equations (arXiv 2204.14198, listing 1)."""
+def compute_by_equations(model: PerceiverResampler, features: Tensor) -> Tensor:
+    """Compute Flamingo's Perceiver (arXiv 2204.14198, listing 1), one image and one head at a time."""
     images = []
     for image in features:
         latents = model.latents
@@ -61,16 +61,16 @@ def as_written(model: PerceiverResampler, features: Tensor) -> Tensor:
     return torch.stack(images)
 
 
-def test_it_computes_what_flamingo_writes() -> None:
+def test_it_computes_the_equations_of_flamingo() -> None:
     torch.manual_seed(0)
     model = PerceiverResampler(12, Resampler(tokens=3, depth=2, heads=2, head_width=4))
     features = torch.randn(2, 7, 12)
-    torch.testing.assert_close(model(features), as_written(model, features), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(features), compute_by_equations(model, features), atol=1e-5, rtol=1e-5)
     inner = model.layers[0][1][1].out_features  # type: ignore[index]
     assert inner == 48
 
 
-def test_the_order_of_the_features_is_free_and_their_number_too() -> None:
+def test_features_may_come_in_any_order_and_number() -> None:
     torch.manual_seed(0)
     model = PerceiverResampler(12, Resampler(tokens=3, depth=1))
     features = torch.randn(1, 9, 12)
@@ -80,7 +80,7 @@ def test_the_order_of_the_features_is_free_and_their_number_too() -> None:
 
 @pytest.mark.parametrize("family", SOME)
 @pytest.mark.parametrize("check", ["cameras", "every input", "plain model", "neighbors", "steps", "gradients", "cache"])
-def test_a_family_keeps_its_promises_with_it(build_one: Build, family: str, check: str) -> None:
+def test_a_family_passes_the_checks_with_it(build_one: Build, family: str, check: str) -> None:
     backbone = build_one(family, resampler=SMALL)
     assert backbone.image_tokens == 5
     try:
@@ -90,13 +90,13 @@ def test_a_family_keeps_its_promises_with_it(build_one: Build, family: str, chec
 
 
 @pytest.mark.parametrize("family", sorted(NONE & set(FAMILIES)))
-def test_a_family_without_features_says_so(build_one: Build, family: str) -> None:
-    with pytest.raises(ValueError, match=r"resampler: a '.*' model has no get_image_features.*leave resampler out"):
+def test_a_family_without_image_features_is_refused(build_one: Build, family: str) -> None:
+    with pytest.raises(ValueError, match=r"resampler: a '.*' model gives no image features.*leave resampler out"):
         build_one(family, resampler=SMALL)
 
 
-def test_each_image_takes_its_places_and_the_positions_are_a_plain_count(build_one: Build) -> None:
-    """Qwen's image of a grid would take positions in rows and columns."""
+def test_each_image_takes_as_many_tokens_and_positions_are_consecutive(build_one: Build) -> None:
+    """Without a resampler, the tokens of a Qwen image have positions in rows and columns."""
     backbone = build_one("qwen2_5_vl", resampler=SMALL)
     s = ExaminedBackbone(backbone, None)
     sequence = s.lay_out(backbone.tokenize(s.make_images(2), ["open", "close it"]), [2], 1)
@@ -106,7 +106,7 @@ def test_each_image_takes_its_places_and_the_positions_are_a_plain_count(build_o
     assert (positions == torch.arange(sequence.input_ids.shape[1])).all()
 
 
-def test_it_is_trained_as_projector_and_comes_from_the_seed(build_one: Build) -> None:
+def test_it_belongs_to_the_projector_and_depends_on_the_seed(build_one: Build) -> None:
     state = torch.get_rng_state()
     one, again, other = (build_one("llava", resampler=SMALL, seed=s).resampler.latents for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -117,7 +117,7 @@ def test_it_is_trained_as_projector_and_comes_from_the_seed(build_one: Build) ->
     assert not any(p.requires_grad for p in frozen.resampler.parameters())
 
 
-def test_its_tokens_are_at_first_as_large_as_the_embeddings(build_one: Build) -> None:
+def test_its_initial_tokens_have_the_spread_of_the_embeddings(build_one: Build) -> None:
     for family in ("llava", "paligemma"):
         backbone = build_one(family, resampler=SMALL)
         features = torch.randn(4, 16, backbone.width)
@@ -126,7 +126,7 @@ def test_its_tokens_are_at_first_as_large_as_the_embeddings(build_one: Build) ->
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_a_backbone_learns_through_it_alone(build_one: Build, family: str) -> None:
+def test_a_backbone_learns_by_training_it_alone(build_one: Build, family: str) -> None:
     others = {"vision": False, "language": False, "embeddings": False}
     backbone = build_one(family, resampler=SMALL, train=others).train()
     s = ExaminedBackbone(backbone, None)
@@ -140,10 +140,10 @@ def test_a_backbone_learns_through_it_alone(build_one: Build, family: str) -> No
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]  # four images, told apart
+    assert losses[-1] < 0.1 * losses[0]  # the four images are distinguished
 
 
-def test_its_options_reach_it(build_one: Build) -> None:
+def test_its_options_are_applied(build_one: Build) -> None:
     made = build_one("llava", resampler={"tokens": 5, "depth": 3, "heads": 2, "head_width": 7, "mlp": 6}).resampler
     attention, feed_forward = made.layers[0].children()
     assert made.latents.shape == (5, 32)

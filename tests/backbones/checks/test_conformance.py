@@ -1,4 +1,4 @@
-"""Every check of a backbone finds a backbone that breaks its promise, by little more than rounding."""
+"""Every check finds a backbone whose readouts are wrong by little more than rounding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from anyvla.backbones.checks.examined import (
 )
 from anyvla.sequence.tokens import TokenSequence
 
-SMALL = 1e-3  # of the readouts' spread; five times what rounding may do
+SMALL = 1e-3  # in units of the standard deviation of the readouts; five times the tolerance for rounding
 Forward = Callable[..., Tensor]
 
 
@@ -33,8 +33,8 @@ def subject(llava_folder: Path) -> ExaminedBackbone:
     return ExaminedBackbone(AutoBackbone(config).eval(), config)
 
 
-def altered(subject: ExaminedBackbone, change: Callable[[Forward, TokenSequence, Tensor, Any], Tensor]) -> None:
-    """Let the backbone answer by `change(forward, sequence, queries, cache)`."""
+def replace_forward(subject: ExaminedBackbone, change: Callable[[Forward, TokenSequence, Tensor, Any], Tensor]) -> None:
+    """Let the backbone return `change(forward, sequence, queries, cache)`."""
     forward = subject.backbone.forward
 
     def changed(sequence: TokenSequence, queries: Tensor, cache: Any = None) -> Tensor:
@@ -43,63 +43,65 @@ def altered(subject: ExaminedBackbone, change: Callable[[Forward, TokenSequence,
     subject.backbone.forward = changed
 
 
-def add(subject: ExaminedBackbone, change: Callable[[Tensor, TokenSequence, Any], Tensor]) -> None:
+def add_to_readouts(subject: ExaminedBackbone, change: Callable[[Tensor, TokenSequence, Any], Tensor]) -> None:
     """Let the backbone add `SMALL * spread * change(...)` to its readouts."""
 
     def added(forward: Forward, sequence: TokenSequence, queries: Tensor, cache: Any) -> Tensor:
         out = forward(sequence, queries, cache)
         return out if not out.numel() else out + SMALL * out.std() * change(out, sequence, cache)
 
-    altered(subject, added)
+    replace_forward(subject, added)
 
 
-def blind_to_order(subject: ExaminedBackbone) -> None:
+def ignore_camera_order(subject: ExaminedBackbone) -> None:
     def sorted_views(forward: Forward, sequence: TokenSequence, queries: Tensor, cache: Any) -> Tensor:
         order = sequence.images.flatten(2).float().mean(2).argsort(1)
         images = sequence.images[torch.arange(len(order))[:, None], order]
         return forward(dataclasses.replace(sequence, images=images), queries, cache)
 
-    altered(subject, sorted_views)
+    replace_forward(subject, sorted_views)
 
 
-def deaf(subject: ExaminedBackbone) -> None:
+def ignore_instruction(subject: ExaminedBackbone) -> None:
     tokenize = subject.backbone.tokenize
     subject.backbone.tokenize = lambda images, texts: tokenize(images, ["open"] * len(texts))
 
 
-def not_finite(subject: ExaminedBackbone) -> None:
-    altered(subject, lambda forward, *given: forward(*given) * torch.tensor(float("nan")))
+def return_nan(subject: ExaminedBackbone) -> None:
+    replace_forward(subject, lambda forward, *given: forward(*given) * torch.tensor(float("nan")))
 
 
-def one_readout(subject: ExaminedBackbone) -> None:
-    altered(subject, lambda forward, *given: forward(*given)[:, :1])
+def return_one_readout(subject: ExaminedBackbone) -> None:
+    replace_forward(subject, lambda forward, *given: forward(*given)[:, :1])
 
 
-def of_padding(subject: ExaminedBackbone) -> None:
-    add(subject, lambda out, sequence, cache: torch.full_like(out, (~sequence.attention_mask).sum() / 5))
+def depend_on_padding(subject: ExaminedBackbone) -> None:
+    add_to_readouts(subject, lambda out, sequence, cache: torch.full_like(out, (~sequence.attention_mask).sum() / 5))
 
 
-def of_neighbors(subject: ExaminedBackbone) -> None:
-    add(subject, lambda out, sequence, cache: torch.full_like(out, len(out)))
+def depend_on_batch(subject: ExaminedBackbone) -> None:
+    add_to_readouts(subject, lambda out, sequence, cache: torch.full_like(out, len(out)))
 
 
-def of_later_steps(subject: ExaminedBackbone) -> None:
-    add(subject, lambda out, sequence, cache: torch.full_like(out, float(sequence.step_ids.max())))
+def depend_on_later_steps(subject: ExaminedBackbone) -> None:
+    add_to_readouts(subject, lambda out, sequence, cache: torch.full_like(out, float(sequence.step_ids.max())))
 
 
-def of_the_plain_model(subject: ExaminedBackbone) -> None:
-    add(subject, lambda out, sequence, cache: torch.ones_like(out))
+def shift_readouts(subject: ExaminedBackbone) -> None:
+    add_to_readouts(subject, lambda out, sequence, cache: torch.ones_like(out))
 
 
-def of_a_cache(subject: ExaminedBackbone) -> None:
-    add(subject, lambda out, sequence, cache: torch.full_like(out, cache is not None and cache.valid is not None))
+def depend_on_cache(subject: ExaminedBackbone) -> None:
+    add_to_readouts(
+        subject, lambda out, sequence, cache: torch.full_like(out, cache is not None and cache.valid is not None)
+    )
 
 
-def hides_nothing(subject: ExaminedBackbone) -> None:
-    altered(subject, lambda f, sequence, *given: f(dataclasses.replace(sequence, block_mask=None), *given))
+def ignore_block_mask(subject: ExaminedBackbone) -> None:
+    replace_forward(subject, lambda f, sequence, *given: f(dataclasses.replace(sequence, block_mask=None), *given))
 
 
-def sees_no_gradient(subject: ExaminedBackbone) -> None:
+def detach_vision_tower(subject: ExaminedBackbone) -> None:
     tower = subject.backbone.model.model.vision_tower
 
     def cut(_module: Any, _inputs: Any, out: Any) -> Any:
@@ -109,44 +111,44 @@ def sees_no_gradient(subject: ExaminedBackbone) -> None:
     tower.register_forward_hook(cut)
 
 
-def forgets_when_recomputing(subject: ExaminedBackbone) -> None:
+def change_when_checkpointing(subject: ExaminedBackbone) -> None:
     def change(out: Tensor, sequence: TokenSequence, cache: Any) -> Tensor:
         on = any(getattr(m, "gradient_checkpointing", False) for m in subject.backbone.modules())
         return 50 * on * out
 
-    add(subject, change)
+    add_to_readouts(subject, change)
 
 
-def saves_other_numbers(subject: ExaminedBackbone) -> None:
+def save_other_normalization(subject: ExaminedBackbone) -> None:
     subject.backbone.preprocessor = subject.backbone.preprocessor | {"image_mean": [0.41, 0.5, 0.6]}
 
 
-def changes_its_weights(subject: ExaminedBackbone) -> None:
+def change_weights(subject: ExaminedBackbone) -> None:
     def wear(forward: Forward, *given: Any) -> Tensor:
         subject.backbone.model.lm_head.weight.data.neg_()
         return forward(*given)
 
-    altered(subject, wear)
+    replace_forward(subject, wear)
 
 
-def rounds_queries(subject: ExaminedBackbone) -> None:
-    altered(subject, lambda forward, *given: forward(*given).to(subject.backbone.model.dtype))
+def round_readouts(subject: ExaminedBackbone) -> None:
+    replace_forward(subject, lambda forward, *given: forward(*given).to(subject.backbone.model.dtype))
 
 
 FAULTS: dict[str, list[Callable[[ExaminedBackbone], None]]] = {
-    "cameras": [not_finite, one_readout],
-    "every input": [blind_to_order, deaf],
-    "plain model": [of_the_plain_model],
-    "neighbors": [of_padding, of_neighbors],
-    "steps": [of_later_steps, of_neighbors],
-    "gradients": [sees_no_gradient],
-    "checkpointing": [forgets_when_recomputing],
-    "cache": [of_a_cache],
-    "reading again": [of_a_cache],
-    "block mask": [hides_nothing],
-    "save and load": [saves_other_numbers],
-    "generate": [changes_its_weights],
-    "bfloat16": [rounds_queries],
+    "cameras": [return_nan, return_one_readout],
+    "every input": [ignore_camera_order, ignore_instruction],
+    "plain model": [shift_readouts],
+    "neighbors": [depend_on_padding, depend_on_batch],
+    "steps": [depend_on_later_steps, depend_on_batch],
+    "gradients": [detach_vision_tower],
+    "checkpointing": [change_when_checkpointing],
+    "cache": [depend_on_cache],
+    "reading again": [depend_on_cache],
+    "block mask": [ignore_block_mask],
+    "save and load": [save_other_normalization],
+    "generate": [change_weights],
+    "bfloat16": [round_readouts],
 }
 
 
@@ -158,7 +160,7 @@ def test_a_fault_is_found(subject: ExaminedBackbone, check: str, fault: Callable
         CHECKS[check](subject)
 
 
-@pytest.mark.parametrize("fault", ["starts elsewhere", "trains the rest"])
+@pytest.mark.parametrize("fault", ["no identity", "trains the rest"])
 def test_a_fault_of_lora_is_found(subject: ExaminedBackbone, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     add_lora = adapt.add_lora
 
@@ -176,13 +178,13 @@ def test_a_fault_of_lora_is_found(subject: ExaminedBackbone, fault: str, monkeyp
         CHECKS["LoRA"](subject)
 
 
-def test_every_check_has_a_fault_that_it_finds() -> None:
-    elsewhere = {"LoRA", "plain text"}  # above, and in test_control.py
+def test_every_check_has_a_fault_to_find() -> None:
+    elsewhere = {"LoRA", "plain text"}  # above, and in test_control_tokens.py
     assert set(FAULTS) | elsewhere == set(CHECKS)
 
 
-def test_differences_are_in_units_of_the_spread() -> None:
-    one = torch.tensor([1.0, 3.0, 5.0])  # of spread 2
+def test_differences_are_in_units_of_the_standard_deviation() -> None:
+    one = torch.tensor([1.0, 3.0, 5.0])  # standard deviation 2
     assert measure_difference(one, one + torch.tensor([0.0, 0.5, -1.0])) == pytest.approx(0.5)
     assert measure_difference(torch.tensor([4.0]), torch.tensor([5.0])) == pytest.approx(0.25)
     assert require_equal(one, one + 0.1, "", 0.06) == pytest.approx(0.05)

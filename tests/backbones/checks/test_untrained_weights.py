@@ -1,4 +1,4 @@
-"""A model that was initialized and never trained is examined on weights that let everything depend on everything."""
+"""A model that was never trained is examined with random weights that make outputs depend on all inputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from anyvla.cli.main import main
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import tiny_tokenizer, write_family
 
-# Parts at zero, gates that are closed, or weights so small that little depends on an image.
-AT_FAULT = ["gemma3", "mllama", "t5gemma2", "idefics", "kosmos-2", "kosmos-2.5", "molmo2", "instructblip", "florence2"]
-LEARN_NOTHING = {name: CHECKS[name] for name in ("every input", "steps", "gradients", "block mask")}
+# Families that initialize parts to zero, close gates, or use weights so small that little depends on an image.
+FAILING = ["gemma3", "mllama", "t5gemma2", "idefics", "kosmos-2", "kosmos-2.5", "molmo2", "instructblip", "florence2"]
+MEANINGLESS = {name: CHECKS[name] for name in ("every input", "steps", "gradients", "block mask")}
 
 
-def write_fresh(name: str, folder: Path) -> Path:
-    """As transformers initializes it."""
+def write_untrained(name: str, folder: Path) -> Path:
+    """Write a model as transformers initializes it."""
     family = FAMILIES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -35,30 +35,30 @@ def write_fresh(name: str, folder: Path) -> Path:
     return folder
 
 
-def built(name: str, folder: Path) -> AutoBackbone:
+def build_backbone(name: str, folder: Path) -> AutoBackbone:
     return AutoBackbone(AutoBackbone.Config(path=str(folder), prompt="do {instruction}", **FAMILIES[name].options))
 
 
-@pytest.mark.parametrize("name", AT_FAULT)
-def test_an_untrained_model_is_not_called_faulty(name: str, tmp_path: Path) -> None:
-    backbone = built(name, write_fresh(name, tmp_path))
+@pytest.mark.parametrize("name", FAILING)
+def test_an_untrained_model_passes_the_checks(name: str, tmp_path: Path) -> None:
+    backbone = build_backbone(name, write_untrained(name, tmp_path))
     before = {n: w.clone() for n, w in backbone.named_parameters()}
     with pytest.raises(CheckFailed, match="move by only"):
         CHECKS["every input"](ExaminedBackbone(backbone.eval(), None))
-    failed = [r for r in examine(backbone, None, LEARN_NOTHING) if r.state == "failed"]
+    failed = [r for r in examine(backbone, None, MEANINGLESS) if r.state == "failed"]
     assert not failed
     assert any(not torch.equal(before[n], w) for n, w in backbone.named_parameters())
 
 
 def test_trained_weights_are_left_alone(tmp_path: Path) -> None:
-    backbone = built("gemma3", write_fresh("gemma3", tmp_path))
+    backbone = build_backbone("gemma3", write_untrained("gemma3", tmp_path))
     with torch.no_grad():
         for weight in backbone.parameters():
             weight.add_(torch.randn_like(weight) * 0.01)
     assert not find_untrained_weights(backbone)
     before = {n: w.clone() for n, w in backbone.named_parameters()}
     projector = "model.model.multi_modal_projector.mm_input_projection_weight"
-    backbone.get_parameter(projector).data.zero_()  # as a projector that is new between trained towers
+    backbone.get_parameter(projector).data.zero_()  # like a new projector between trained towers
     assert list(find_untrained_weights(backbone)) == [projector]
     randomize_untrained_weights(backbone)
     assert backbone.get_parameter(projector).std() > 0.05
@@ -67,7 +67,7 @@ def test_trained_weights_are_left_alone(tmp_path: Path) -> None:
 
 def test_redrawn_weights_have_a_usual_size(tmp_path: Path) -> None:
     """A matrix of n inputs gets a spread of 0.8 / sqrt(n), from the seed alone; closed gates are opened."""
-    backbone = built("mllama", write_fresh("mllama", tmp_path))
+    backbone = build_backbone("mllama", write_untrained("mllama", tmp_path))
     assert "model.model.language_model.layers.1.cross_attn_attn_gate" in find_untrained_weights(backbone)
     state = torch.get_rng_state()
     randomize_untrained_weights(backbone, seed=3)
@@ -77,15 +77,15 @@ def test_redrawn_weights_have_a_usual_size(tmp_path: Path) -> None:
     for weight, inputs in ((language.layers[0].mlp.down_proj.weight, 64), (language.layers[0].mlp.up_proj.weight, 32)):
         assert 0.9 < weight.std() * inputs**0.5 / 0.8 < 1.1
     before = language.layers[0].mlp.up_proj.weight.clone()
-    again = built("mllama", tmp_path)
+    again = build_backbone("mllama", tmp_path)
     randomize_untrained_weights(again, seed=3)
     assert torch.equal(again.model.model.language_model.layers[0].mlp.up_proj.weight, before)
 
 
-def test_the_doctor_says_that_weights_are_untrained_and_names_token_ids_that_differ(
+def test_the_doctor_reports_untrained_weights_and_conflicting_token_ids(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_fresh("gemma3", tmp_path)
+    folder = write_untrained("gemma3", tmp_path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["text_config"]["pad_token_id"] = 7
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -102,5 +102,5 @@ def test_a_padding_token_that_the_model_does_not_embed_is_not_used(tmp_path: Pat
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<another pad>"})
     tokenizer.save_pretrained(folder)
-    backbone = built("llava", folder)
+    backbone = build_backbone("llava", folder)
     assert backbone.pad_id == tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""The test matrix: every family that is said to work, as a tiny model."""
+"""The test matrix: a tiny model of every supported family."""
 
 from tests.backbones.families import basic, crossing, llava_like, odd, patches, rope, tiled, timm_towers
 from tests.backbones.families.common import Family

@@ -1,4 +1,4 @@
-"""Tiny random-weight models of real classes, written to disk as a user would have them."""
+"""Tiny models of real classes with random weights, written to disk like a user's models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from anyvla.backbones.checks.conformance import CHECKS
 from anyvla.backbones.checks.examined import ExaminedBackbone
 
-# The special tokens of all families; each has the id of its place here.
+# The special tokens of all families; the id of each is its index here.
 SPECIAL = ["<pad>", "<unk_before>", "<s>", "</s>", "<image>", "</image>", "<patch_index_0000>"]
 SPECIAL += ["<fake_token_around_image>", "<global-img>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 SPECIAL += ["[gMASK]", "<sop>", "<|begin_of_image|>", "<|end_of_image|>", "<|image_start|>", "<|image_end|>"]
@@ -32,7 +32,7 @@ SPECIAL += ["<racm3:break>", "<eoss>"]
 SPECIAL += ["<im_start>", "<|media_content|>"]
 VOCABULARY = len(SPECIAL) + 256
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-GROUPED: dict[str, Any] = {  # a decoder whose heads share keys
+GROUPED: dict[str, Any] = {  # a decoder with grouped-query attention
     **TEXT,
     "vocab_size": VOCABULARY,
     "num_key_value_heads": 2,
@@ -51,12 +51,12 @@ PREPROCESSOR: dict[str, Any] = {
 }
 
 
-# Code books and experts jump: with these weights, images have codes of their own, and bfloat16 changes none of them.
+# Codebooks and experts are discontinuous: with this seed, images have different codes, which bfloat16 does not change.
 JUMPING = 2
 
 
 def token(text: str) -> int:
-    """The id of a special token."""
+    """Return the id of a special token."""
     return SPECIAL.index(text)
 
 
@@ -89,7 +89,7 @@ def write_family(family: Family, folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(family.seed)
         model = AutoModelForImageTextToText.from_config(family.build())
-        with torch.no_grad():  # fresh weights are so small that little would depend on anything
+        with torch.no_grad():  # initial weights are so small that little would depend on the inputs
             for name, weight in model.named_parameters():
                 if weight.ndim == 2 or name.endswith("query_tokens"):
                     weight.normal_(std=0.2)
@@ -103,7 +103,7 @@ def write_family(family: Family, folder: Path) -> Path:
     return folder
 
 
-CHANGING = {"LoRA", "bfloat16"}  # promises whose checks leave another backbone behind
+CHANGING = {"LoRA", "bfloat16"}  # checks that change the backbone
 
 
 def copied(subject: ExaminedBackbone) -> ExaminedBackbone:
@@ -111,6 +111,6 @@ def copied(subject: ExaminedBackbone) -> ExaminedBackbone:
 
 
 def check_promise(check: str, subject: ExaminedBackbone) -> None:
-    """Check one promise of a backbone that other tests share."""
+    """Run one check on a backbone that other tests use too."""
     torch.manual_seed(0)
     CHECKS[check](copied(subject) if check in CHANGING else subject)

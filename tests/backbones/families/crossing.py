@@ -12,10 +12,10 @@ def idefics() -> PreTrainedConfig:
     return IdeficsConfig(
         **TEXT,
         vocab_size=VOCABULARY - 2,
-        additional_vocab_size=2,  # which it embeds by a table of their own
+        additional_vocab_size=2,  # in a separate embedding table
         max_position_embeddings=256,
         cross_layer_interval=1,
-        alpha_initializer="ones",  # gates, which start closed otherwise
+        alpha_initializer="ones",  # open gates; they start closed otherwise
         use_resampler=True,
         qk_layer_norms=True,
         vision_config={**vision, "image_size": 28, "patch_size": 7},
@@ -25,7 +25,7 @@ def idefics() -> PreTrainedConfig:
 
 
 def mllama() -> PreTrainedConfig:
-    """Images are read by the second layer; the tower's first layer and its last are read, and a global one after it."""
+    """The second layer reads images, as features of the tower's first, last and global layers."""
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "attention_heads": 4}
     tower = {"num_global_layers": 1, "vision_output_dim": 96, "intermediate_layers_indices": [0, 1], "patch_size": 7}
     text = {**TEXT, "num_hidden_layers": 3, "num_key_value_heads": 2, "cross_attention_layers": [1]}
@@ -38,5 +38,5 @@ def mllama() -> PreTrainedConfig:
 
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
-_UNSAID = {name: value for name, value in PREPROCESSOR.items() if name != "resample"}  # as the released file
+_UNSAID = {name: value for name, value in PREPROCESSOR.items() if name != "resample"}  # like the released file
 FAMILIES: dict[str, Family] = {"idefics": Family(idefics, preprocessor=_UNSAID), "mllama": Family(mllama)}

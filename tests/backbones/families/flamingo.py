@@ -1,4 +1,4 @@
-"""The parts of a tiny OpenFlamingo, written to disk as a user would have them."""
+"""The parts of a tiny OpenFlamingo, written to disk like a user's models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ END = "<|endoftext|>"
 
 
 def tokenizer(adds_bos: bool = False) -> PreTrainedTokenizerFast:
-    """Bytes and an end of text, as GPT-NeoX's: without padding, and by default without an opening."""
+    """Return a tokenizer of bytes and an end of text, like GPT-NeoX's: no padding and, by default, no BOS."""
     vocabulary = {t: i for i, t in enumerate([END, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +63,7 @@ def write_language(folder: Path, config: Any, adds_bos: bool = False) -> None:
 
 @torch.no_grad()
 def spread(model: torch.nn.Module) -> None:
-    """Fresh weights are so small that little would depend on anything."""
+    """Enlarge the weights: initial ones are so small that little would depend on the inputs."""
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
             weight.normal_(std=0.2)
@@ -72,7 +72,7 @@ def spread(model: torch.nn.Module) -> None:
 
 
 def write_flamingo(folder: Path, language: str = "mpt", every: int = 2) -> dict[str, Any]:
-    """Both models and a checkpoint of the original form, with open gates. Gives the options that name them."""
+    """Write both models and a checkpoint in the original form, with open gates. Return their options."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         write_vision(folder / "vision")
@@ -93,13 +93,13 @@ def write_flamingo(folder: Path, language: str = "mpt", every: int = 2) -> dict[
 
 
 def sequence_of(backbone: FlamingoBackbone, images: torch.Tensor, rows: list[list[str]], r: int = 1) -> Any:
-    """Steps with these instructions, a sequence a row."""
+    """Lay out steps with these instructions; each row becomes a sequence."""
     block = backbone.tokenize(images, [text for row in rows for text in row])
     return lay_out(block, [len(row) for row in rows], r, pad_id=backbone.pad_id, query_id=backbone.query_id)
 
 
 def load(options: dict[str, Any], **more: Any) -> FlamingoBackbone:
-    """The backbone that `write_flamingo` wrote, with other options laid over."""
+    """Load the backbone of `write_flamingo`, with other options."""
     return FlamingoBackbone(FlamingoBackbone.Config(**{"prompt": "do {instruction}", **options, **more})).eval()
 
 

@@ -1,4 +1,4 @@
-"""Families built as LLaVA is, a tower, a projector and a causal language model, that differ in a detail each."""
+"""Families built like LLaVA (tower, projector, causal language model) that differ in one detail each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SOFTCAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, 
 
 
 def paligemma2() -> PreTrainedConfig:
-    """The window is as far beyond these sequences as the real one, 4096 tokens, is beyond those of a robot."""
+    """The window exceeds these sequences, as the real one of 4096 tokens exceeds the sequences of a robot."""
     text = Gemma2Config(**GROUPED, **_SOFTCAPPED, head_dim=8, sliding_window=256)
     return PaliGemmaConfig(
         text_config=text,
@@ -104,7 +104,7 @@ def deepseek_vl() -> PreTrainedConfig:
 
 
 def deepseek_vl_hybrid() -> PreTrainedConfig:
-    """Two towers see each image, at two sizes."""
+    """Two towers read each image, at two sizes."""
     large = {**VISION, "image_size": 56, "output_channels": 32, "window_size": 4, "global_attn_indexes": [1]}
     return DeepseekVLHybridConfig(
         text_config=llama(),
@@ -115,7 +115,7 @@ def deepseek_vl_hybrid() -> PreTrainedConfig:
 
 
 def aria() -> PreTrainedConfig:
-    """A mixture of experts; its projector makes as many tokens of an image as it was told for its size."""
+    """A mixture of experts; the number of tokens of an image depends on its size by a table."""
     experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
     return AriaConfig(
         text_config=AriaTextConfig(**GROUPED, **experts),
@@ -126,7 +126,7 @@ def aria() -> PreTrainedConfig:
 
 
 def chameleon() -> PreTrainedConfig:
-    """Images are quantized: their tokens are ids of the vocabulary, after those of the bytes' first."""
+    """Images are quantized: their tokens are the last ids of the vocabulary."""
     quantized = {"embed_dim": 4, "num_embeddings": 16, "latent_channels": 32, "base_channels": 32, "resolution": 28}
     codes = {f"IMGIMG{code}Z": VOCABULARY - 16 + place for place, code in enumerate(_LETTERS)}
     return ChameleonConfig(

@@ -1,4 +1,4 @@
-"""Families that are built unlike the others: encoder-decoders, a Q-Former that reads too, images as discrete tokens."""
+"""Families with unusual designs: encoder-decoders, a Q-Former that reads text, images as discrete tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.backbones.families.common import JUMPING, PREPROCESSOR, TEXT, VISION,
 
 
 def florence2() -> PreTrainedConfig:
-    """The tower as the real one: convolutions between stages, windows, attention over channels."""
+    """Like the real tower: convolutions between stages, windows, attention over channels."""
     text = BartConfig(
         d_model=32,
         encoder_layers=2,
@@ -72,7 +72,7 @@ def _opt() -> OPTConfig:
 
 
 def _t5() -> T5Config:
-    """As Flan-T5: gated feed-forward, no tied head."""
+    """Like Flan-T5: gated feed-forward, untied head."""
     return T5Config(
         d_model=32,
         d_kv=8,
@@ -121,7 +121,7 @@ def instructblip_t5() -> PreTrainedConfig:
 
 
 def t5gemma2() -> PreTrainedConfig:
-    """Windows shorter than these sequences in every second layer."""
+    """Every second layer has a window that is shorter than these sequences."""
     text: dict[str, Any] = {
         **TEXT,
         "num_key_value_heads": 2,
@@ -166,7 +166,7 @@ def fuyu() -> PreTrainedConfig:
 
 
 def emu3() -> PreTrainedConfig:
-    """A tower whose tokens are eight pixels wide, as the real one's, and a codebook at the end of the vocabulary."""
+    """Tokens are eight pixels wide, as in the real tower; the codebook is at the end of the vocabulary."""
     codes = 64
     tower = {
         "codebook_size": codes,
@@ -184,7 +184,7 @@ def emu3() -> PreTrainedConfig:
 
 
 def molmo2() -> PreTrainedConfig:
-    """An odd number of patches a row, two layers of the tower that are read, query-key norms."""
+    """Rows of an odd number of patches, features of two layers of the tower, query-key norms."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
     sizes = {"hidden_size": 32, "intermediate_size": 64}
     return Molmo2Config(

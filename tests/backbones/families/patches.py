@@ -1,4 +1,4 @@
-"""Families whose towers read images of any size as patches, in an order of their own."""
+"""Families whose towers read images of any size as patches, in various orders."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def minicpmv4_7() -> PreTrainedConfig:
 
 
 def gemma4() -> PreTrainedConfig:
-    """As E2B: per-layer embeddings, layers that reuse keys and values, a sliding window, wider global heads."""
+    """Like E2B: per-layer embeddings, layers that reuse keys and values, a sliding window, wider global heads."""
     text = {
         **GROUPED,
         "num_hidden_layers": 6,
@@ -97,7 +97,7 @@ def gemma4() -> PreTrainedConfig:
 
 
 def gemma4_bidirectional() -> PreTrainedConfig:
-    """As 31B: the tokens of an image see each other in the layers with a sliding window."""
+    """Like 31B: the tokens of an image attend to each other in the layers with a sliding window."""
     config: Any = gemma4()
     text = config.text_config.to_dict()
     text |= {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
@@ -127,7 +127,7 @@ def pixtral() -> PreTrainedConfig:
 
 
 def gemma4_unified() -> PreTrainedConfig:
-    """Has no tower: patches go into the language model through one layer."""
+    """Has no tower: one layer embeds patches for the language model."""
     text = {
         **GROUPED,
         "num_hidden_layers": 3,
@@ -141,7 +141,7 @@ def gemma4_unified() -> PreTrainedConfig:
 
 
 def lfm3_vl() -> PreTrainedConfig:
-    """Has no row: it names its tokens around images and takes image_grid_thw."""
+    """Has no row in the table: the configuration names tokens around images, the forward takes image_grid_thw."""
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     names = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     names |= {"vision_start": "<|image_start|>", "vision_end": "<|image_end|>"}

@@ -1,9 +1,9 @@
-"""The text of a step of two cameras whose prompt is "do it", as each family publishes it, written out by hand.
+"""The published text of a step of two cameras with the prompt "do it", for each family, written by hand.
 
-`{image}` stands for the tokens of one image, without what is written around them. Roles of a conversation are left
-out: readouts follow the prompt, no answer does. Sources: the processors of transformers 5.23 (`processing_*.py` of a
-family), and chat templates of the models' pages where the processor leaves that to them. The templates of Granite
-4 Vision, LightOnOCR, VideoLLaMA 3, HyperCLOVA X and EXAONE 4.5 were not at hand.
+`{image}` is replaced by the tokens of one image, without the tokens around them. Roles of a conversation are left out,
+as readouts follow the prompt instead of an answer. Sources: the processors of transformers 5.23 (`processing_*.py` of a
+family) and, where a processor leaves the template to the model, the chat templates on the models' pages. The templates
+of Granite 4 Vision, LightOnOCR, VideoLLaMA 3, HyperCLOVA X and EXAONE 4.5 were not available.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _VISION = "<|vision_start|>{image}<|vision_end|>"  # chat_template.json of Qwen/
 _GLM = "<|begin_of_image|>{image}<|end_of_image|>"  # chat_template.jinja of zai-org/GLM-4.1V-9B-Thinking
 _BOXED = "<|image_start|>{image}<|image_end|>"
 _INTERN = "<img>{image}</img>\n"
-# The card of llava-hf/llava-1.5-7b-hf: "USER: <image>\n<prompt> ASSISTANT:". Of several images, the chat template of
-# LLaVA 1.5 puts a line break after each; here, as in LLaVA-OneVision's, one follows them all.
+# The model card of llava-hf/llava-1.5-7b-hf: "USER: <image>\n<prompt> ASSISTANT:". With several images, the chat
+# template of LLaVA 1.5 puts a line break after each; here, as in LLaVA-OneVision, one line break follows all images.
 _LLAVA = BOS + "{image}{image}\ndo it"
 _GEMMA3 = BOS + "\n\n<start_of_image>{image}<end_of_image>\n\n" * 2 + "do it"  # Gemma3Processor.full_image_sequence
 _PALIGEMMA = "{image}{image}" + BOS + "do it\n"  # build_string_from_input of processing_paligemma.py
@@ -44,7 +44,7 @@ PROMPTS: dict[str, str] = {
     "gemma4_unified": BOS + "<|image>{image}<image|>" * 2 + "do it",
     "smolvlm": _IDEFICS3,
     "idefics3": _IDEFICS3,
-    # Images that follow each other share the token between them (IdeficsProcessor, Idefics2Processor).
+    # Adjacent images share the token between them (IdeficsProcessor, Idefics2Processor).
     "idefics": BOS + _FAKE + f"{{image}}{_FAKE}" * 2 + "do it",
     "idefics2": BOS + _FAKE + f"{{image}}{_FAKE}" * 2 + " do it",
     "kosmos-2": BOS + "<image>{image}</image>" * 2 + "do it",
@@ -98,7 +98,7 @@ PROMPTS: dict[str, str] = {
     "molmo2": BOS + ("<low_res_im_start>" + ("<im_patch>" * 3 + "<im_col>") * 3 + "<im_end>") * 2 + "do it",
     "mllama": "{image}{image}" + BOS + "do it",
 }
-# The tokens of one image: by hand, from the sides of the small models' images and patches.
+# The tokens of one image, from the sizes of the small models' images and patches.
 IMAGE: dict[str, str] = {
     "llava": "<image>" * 16,  # 28 / 7 = 4 patches a side
     "paligemma": "<image>" * 16,
@@ -110,7 +110,7 @@ IMAGE: dict[str, str] = {
     "internvl": "<IMG_CONTEXT>" * 4,
     "kosmos-2": "<patch_index_0000>" * 4,  # latent_query_num
     "gemma3": "<image>" * 4,  # mm_tokens_per_image
-    "emu3": "<image>" * 4 * 5,  # each row ends in one of its own
+    "emu3": "<image>" * 4 * 5,  # each row has a token for its end
     "blip2-opt": "<image>" * 4,  # num_query_tokens
     "florence2": "<image>" * 17,  # 32 / 8 = 4 a side, and their mean
     "janus": "<image_placeholder>" * 16,

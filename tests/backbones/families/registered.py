@@ -1,4 +1,4 @@
-"""Tiny instances of the backbones that have a name of their own."""
+"""Tiny instances of the named backbones."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def remote(name: str) -> Callable[[Path], dict[str, Any]]:
     return lambda folder: {"path": str(write_remote(name, folder / name)), "trust_remote_code": True}
 
 
-# name -> a function that writes what the backbone reads into a folder and gives the options for it.
+# name -> a function that writes the files of a backbone into a folder and returns its options.
 REGISTERED: dict[str, Callable[[Path], dict[str, Any]]] = {"nano": nano, "flamingo": flamingo}
 REGISTERED |= {name: remote(name) for name in MODELS}

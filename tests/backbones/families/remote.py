@@ -1,4 +1,4 @@
-"""Model folders that bring code of their own, of the same interface as the released models'."""
+"""Model folders with their own code, which has the interface of the released models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODELS = {  # the auto_map and the rest of config.json
 
 
 def write_remote(name: str, folder: Path) -> Path:
-    """A model as its maker would publish it."""
+    """Write a model folder as its authors would publish it."""
     auto_map, config = MODELS[name]
     shutil.copytree(STAND_INS / name, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     text = folder

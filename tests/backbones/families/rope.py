@@ -1,4 +1,4 @@
-"""Families whose positions have three axes, time, height and width (M-RoPE): Qwen-VL, GLM-4V and their kin."""
+"""Families whose positions have three axes, time, height and width (M-RoPE): Qwen-VL, GLM-4V and similar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _INTERLEAVED = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_inter
 
 
 def _text(rope: dict[str, Any] = _SECTIONS, **more: Any) -> dict[str, Any]:
-    """The language model; `rope` is copied, because configurations write into it."""
+    """Return the options of a language model; `rope` is copied, because configurations write into it."""
     ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     sizes = {"vocab_size": VOCABULARY, "num_key_value_heads": 2, "max_position_embeddings": 512}
     return {**TEXT, **sizes, **ends, "rope_parameters": dict(rope), **more}
@@ -63,7 +63,7 @@ def qwen3_vl() -> PreTrainedConfig:
 
 
 def linear_attention() -> dict[str, Any]:
-    """The language model of Qwen 3.5: three layers of linear attention, then a full one."""
+    """Return the options of a language model like Qwen 3.5: three layers of linear attention, then a full one."""
     sizes = {
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 8,
@@ -126,7 +126,7 @@ def paddleocr_vl() -> PreTrainedConfig:
 
 
 def cohere_compass() -> PreTrainedConfig:
-    """Has no row: what its forward takes and its configuration names say how it is read."""
+    """Has no row in the table: inputs of the forward and names in the configuration decide."""
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]
     rope = {kind: {**_INTERLEAVED, "rope_theta": 10000.0} for kind in kinds}
     text = _text(rope, num_hidden_layers=3, sliding_window=24, layer_types=kinds)
@@ -136,7 +136,7 @@ def cohere_compass() -> PreTrainedConfig:
 
 
 def ernie4_5_vl_moe() -> PreTrainedConfig:
-    """Has no row either. Its experts for images are other ones than those for text."""
+    """Has no row either. Images and text have separate experts."""
     tower = {**_TOWER, "intermediate_size": 64, "in_channels": 3, "temporal_merge_size": 2}
     experts = {"moe_intermediate_size": [32, 16], "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1}
     names = {

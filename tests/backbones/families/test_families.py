@@ -1,4 +1,4 @@
-"""The matrix: every family keeps every promise of a backbone, and can be adapted."""
+"""The test matrix: every family passes every check of a backbone, and can be adapted."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_it_keeps_its_promise(subject: ExaminedBackbone, check: str) -> None:
+def test_it_passes_the_check(subject: ExaminedBackbone, check: str) -> None:
     try:
         check_promise(check, subject)
     except NotApplicable as reason:
         pytest.skip(str(reason))
 
 
-def test_a_step_is_written_as_the_family_publishes_it(
-    subject: ExaminedBackbone, request: pytest.FixtureRequest
-) -> None:
+def test_a_step_has_the_published_form(subject: ExaminedBackbone, request: pytest.FixtureRequest) -> None:
     backbone, name = subject.backbone, request.node.callspec.params["subject"]
     image = IMAGE.get(name, backbone.tokenizer.convert_ids_to_tokens(backbone.image_id) * backbone.image_tokens)
     block = backbone.tokenize(subject.make_images(1), ["it"])
@@ -50,12 +48,12 @@ SIDES |= dict.fromkeys(
 
 
 def test_pixels_have_the_numbers_of_the_preprocessor(subject: ExaminedBackbone, request: pytest.FixtureRequest) -> None:
-    """White, black and one color, as image_mean and image_std of the tests' preprocessor_config.json put them."""
+    """Check white, black and one color against image_mean and image_std of preprocessor_config.json."""
     name, pixels = request.node.callspec.params["subject"], subject.backbone.pixels
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.3])
     if name == "fuyu":
         mean, std = torch.full((3,), 0.5), torch.full((3,), 0.5)
-    elif name in ("kosmos-2.5", "deepseek_vl_hybrid"):  # which normalize later, in a way of their own
+    elif name in ("kosmos-2.5", "deepseek_vl_hybrid"):  # they normalize later
         mean, std = torch.zeros(3), torch.full((3,), 1 / 255)
     for color in ([255, 255, 255], [0, 0, 0], [255, 51, 0]):
         given = pixels(torch.tensor(color, dtype=torch.uint8).expand(1, 40, 30, 3))
@@ -63,10 +61,10 @@ def test_pixels_have_the_numbers_of_the_preprocessor(subject: ExaminedBackbone, 
         assert given.shape == (1, 3, side, side)
         expected = ((torch.tensor(color) / 255 - mean) / std).view(1, 3, 1, 1).expand_as(given)
         torch.testing.assert_close(given, expected, atol=1e-3, rtol=1e-3)
-    assert pixels.filter == (2 if name == "kosmos-2.5" else 3)  # which its file leaves out, so that it is bilinear
+    assert pixels.filter == (2 if name == "kosmos-2.5" else 3)  # its file names no filter, so it is bilinear
 
 
-def test_the_packaged_matrix_says_what_it_can_do(subject: ExaminedBackbone, request: pytest.FixtureRequest) -> None:
+def test_the_packaged_results_have_its_capabilities(subject: ExaminedBackbone, request: pytest.FixtureRequest) -> None:
     measured = load_results().families[request.node.callspec.params["subject"]]
     assert set(measured.capabilities or ()) == subject.backbone.capabilities
     assert subject.backbone.capabilities == AutoBackbone.find_capabilities(subject.config)
@@ -82,19 +80,21 @@ def test_every_parameter_belongs_to_one_part(subject: ExaminedBackbone) -> None:
     assert len(of) == len(set(of))
     rest = set(backbone.parameters()) - set(of)
     assert rest <= {p for module in backbone.unused_modules for p in module.parameters()}
-    assert not any(p.requires_grad for p in rest)  # nothing reads an untied LM head, or the decoder behind an encoder
+    assert not any(
+        p.requires_grad for p in rest
+    )  # no readout depends on an untied LM head or the decoder after an encoder
     assert backbone.embedding.weight in parts["embeddings"]
     names = {p: n for n, p in backbone.named_parameters()}
     assert parts["vision"]
     assert all(any(w in names[p] for w in ("vision", "visual", "image", "video", "vqmodel")) for p in parts["vision"])
-    blocks = ("layers.", "blocks.", "encoder.")  # a language model's or a tower's, never what lies between
+    blocks = ("layers.", "blocks.", "encoder.")  # of a language model or a tower, not of a projector
     language = [names[p] for p in parts["language"]]
     assert any(b in n for b in blocks for n in language)
     assert not any("vision_tower" in n or "vision_model" in n or "visual." in n for n in language)
 
 
-def test_lora_reaches_every_layer_that_is_read_and_merges_away(subject: ExaminedBackbone) -> None:
-    """No family computes with a weight without its layer: LoRA would have no effect there."""
+def test_lora_reaches_every_layer_and_can_be_merged(subject: ExaminedBackbone) -> None:
+    """Every family calls its linear layers: LoRA has no effect where only the weight is used."""
     adapted = copied(subject)
     backbone = adapted.backbone
     paths = {n for n, _ in backbone.named_modules()}
@@ -113,8 +113,8 @@ def test_lora_reaches_every_layer_that_is_read_and_merges_away(subject: Examined
     with torch.no_grad():
         for number, weight in enumerate(second.values()):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
-        moved = read()
-        assert (moved - out).abs().max() > 1e-2
+        changed = read()
+        assert (changed - out).abs().max() > 1e-2
         merge_lora(backbone)
-        torch.testing.assert_close(read(), moved, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(read(), changed, atol=1e-3, rtol=1e-3)
     assert {n for n, _ in backbone.named_modules()} == paths

@@ -1,4 +1,4 @@
-"""Idefics 1 through AutoBackbone: images stand beside the sequence, and each step reads its own."""
+"""Idefics 1 through AutoBackbone: images are outside the sequence, and each step reads its own images."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def queries(backbone: AutoBackbone) -> torch.Tensor:
     return torch.randn(1, backbone.width, generator=torch.Generator().manual_seed(1)) * 0.2
 
 
-def test_each_place_reads_the_images_of_its_step(backbone: AutoBackbone) -> None:
+def test_each_position_reads_the_images_of_its_step(backbone: AutoBackbone) -> None:
     sequence = sequence_of(backbone, frames(3, 2), [2, 1])
     places = backbone.get_image_mask(sequence)
     pixels = torch.arange(6.0).view(6, 1, 1, 1).expand(-1, 3, 4, 4)
     given = beside(SequenceImages(pixels, sequence, places, backbone.model.config))
     order, mask = given["pixel_values"][:, :, 0, 0, 0].tolist(), given["image_attention_mask"]
     assert order[0] == [0, 1, 2, 3]
-    assert order[1][:2] == [4, 5]  # and two that nothing reads
+    assert order[1][:2] == [4, 5]  # and two that no position reads
     for row, steps in ((0, 2), (1, 1)):
         for step in range(steps):
             own = (sequence.step_ids[row] == step).nonzero()[:, 0].tolist()
@@ -66,13 +66,13 @@ def test_each_place_reads_the_images_of_its_step(backbone: AutoBackbone) -> None
 
 
 @torch.no_grad()
-def test_with_one_camera_it_is_the_model_as_its_makers_ask_it(folder: Path, backbone: AutoBackbone) -> None:
-    """Their processor lets each token read the latest image, from its placeholder on."""
+def test_with_one_camera_it_computes_the_same_as_the_original(folder: Path, backbone: AutoBackbone) -> None:
+    """The original processor lets each token read the latest image, from its placeholder on."""
     sequence = sequence_of(backbone, frames(2, 1), [2], r=0)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     latest = backbone.get_image_mask(sequence).cumsum(1)
     mask = (latest[:, :, None] == torch.arange(1, 3)).long()
-    # The token that opens the second image is of the second step, and reads no image yet; theirs reads the first.
+    # The token that opens the second image belongs to the second step and reads no image here; the original reads one.
     opens = (sequence.step_ids == 1).nonzero()[0, 1]
     mask[0, opens] = 0
     pixels = backbone.pixels(sequence.images.flatten(0, 1))[None]
@@ -95,17 +95,17 @@ def test_steps_are_causal_and_a_hidden_one_changes_nothing(backbone: AutoBackbon
     def read(images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return backbone(dataclasses.replace(sequence, images=images, block_mask=mask), query)
 
-    moved = (read(other) - read(images)).abs().amax((1, 2))
-    assert (moved[:2] > 1e-3).all(), "steps read those before them"
-    assert moved[2] < 1e-5, "sequences do not"
-    moved = (read(later) - read(images)).abs().amax((1, 2))
-    assert moved[0] < 1e-5, "no step reads later ones"
-    assert moved[1] > 1e-3
+    change = (read(other) - read(images)).abs().amax((1, 2))
+    assert (change[:2] > 1e-3).all(), "steps read those before them"
+    assert change[2] < 1e-5, "sequences do not"
+    change = (read(later) - read(images)).abs().amax((1, 2))
+    assert change[0] < 1e-5, "no step reads later ones"
+    assert change[1] > 1e-3
     hidden = ~((number[:, :, None] == 1) & (number[:, None] == 0))
-    moved = (read(other, hidden) - read(images, hidden)).abs().amax((1, 2))
-    assert moved[0] > 1e-3
-    assert (moved[1:] < 1e-5).all()
+    change = (read(other, hidden) - read(images, hidden)).abs().amax((1, 2))
+    assert change[0] > 1e-3
+    assert (change[1:] < 1e-5).all()
 
 
-def test_it_says_that_it_has_no_cache(backbone: AutoBackbone) -> None:
+def test_it_has_no_cache(backbone: AutoBackbone) -> None:
     assert backbone.capabilities == {"interleave", "block_mask", "continue", "lm_head"}

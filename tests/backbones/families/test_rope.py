@@ -1,4 +1,4 @@
-"""Positions in time, height and width (M-RoPE): the traps of Qwen-VL and GLM-4V."""
+"""Positions in time, height and width (M-RoPE) of Qwen-VL and GLM-4V."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sequence(backbone: Any, block: StepTokens, groups: list[int], readouts: int,
 
 
 def positions(backbone: Any, laid_out: TokenSequence, cache: Cache | None = None) -> torch.Tensor:
-    """What the language model is given, (3, S, L)."""
+    """Return the position ids that the language model gets, (3, S, L)."""
     seen: list[torch.Tensor] = []
 
     def see(_module: Any, _args: Any, given: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def positions(backbone: Any, laid_out: TokenSequence, cache: Cache | None = None
 
 
 def counted(backbone: Any, ids: list[int]) -> torch.Tensor:
-    """Positions (3, L), counted as the papers say: an image's tokens share a time, and take as much as its side."""
+    """Count positions (3, L) as in the papers: an image's tokens share a time and advance it by their side."""
     now, out, i = 0, [], 0
     while i < len(ids):
         if ids[i] == backbone.image_id:
@@ -68,7 +68,7 @@ def counted(backbone: Any, ids: list[int]) -> torch.Tensor:
     return torch.tensor(out).T
 
 
-def test_positions_are_those_of_the_paper_whatever_the_padding(backbone: AutoBackbone) -> None:
+def test_positions_are_as_in_the_paper_with_any_padding(backbone: AutoBackbone) -> None:
     block = backbone.tokenize(frames(3), TEXTS)
     laid_out = sequence(backbone, block, [1, 2], 2, length=80)
     given = positions(backbone, laid_out)
@@ -76,7 +76,7 @@ def test_positions_are_those_of_the_paper_whatever_the_padding(backbone: AutoBac
         assert torch.equal(got[:, valid], counted(backbone, row[valid].tolist()))
 
 
-def test_positions_after_a_cache_are_those_of_one_go(backbone: AutoBackbone) -> None:
+def test_positions_after_a_cache_equal_the_positions_without(backbone: AutoBackbone) -> None:
     if "cache" not in backbone.capabilities:
         pytest.skip("has no cache")
     images = frames(4)
@@ -95,7 +95,7 @@ def test_positions_after_a_cache_are_those_of_one_go(backbone: AutoBackbone) -> 
         assert torch.equal(got[:, i, kept[i]], expected[:, i, whole.attention_mask[i]])
 
 
-def test_nothing_stays_of_a_sequence_of_another_shape(backbone: AutoBackbone) -> None:
+def test_an_earlier_sequence_of_another_shape_has_no_effect(backbone: AutoBackbone) -> None:
     query = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
     block = backbone.tokenize(frames(2), TEXTS[:2])
     laid_out = sequence(backbone, block, [1, 1], 1)
@@ -106,8 +106,8 @@ def test_nothing_stays_of_a_sequence_of_another_shape(backbone: AutoBackbone) ->
         assert torch.equal(backbone(laid_out, query), before)
 
 
-def test_the_images_of_two_cameras_never_touch(backbone: AutoBackbone) -> None:
-    """Two images without a token between them would be taken for one, of a size that no grid has."""
+def test_images_of_two_cameras_are_never_adjacent(backbone: AutoBackbone) -> None:
+    """Two images without a token between them would be taken for one image."""
     ids = backbone.tokenize(frames(1, 3), TEXTS[:1]).tokens[0]
     runs = [len(run) for run in "".join("i" if i == backbone.image_id else " " for i in ids).split()]
     assert runs == [ROWS * COLUMNS] * 3

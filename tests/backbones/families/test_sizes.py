@@ -1,4 +1,4 @@
-"""The size of images follows from a model's configuration and its preprocessing, not from the released model."""
+"""The size of images depends on the model's configuration and preprocessing, not on the released model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.backbones.families.common import write_family
         ("idefics2", {"size": None}, 378),
     ],
 )
-def test_of_a_model_that_is_not_the_released_one(name: str, numbers: dict[str, Any], side: int) -> None:
+def test_the_size_for_other_models(name: str, numbers: dict[str, Any], side: int) -> None:
     config = FAMILIES[name].build()
     assert exact_size(find_quirk(config, ()), config, numbers, None) == side
 
@@ -45,8 +45,8 @@ def test_of_a_model_that_is_not_the_released_one(name: str, numbers: dict[str, A
         ("deepseek_vl_hybrid", {}, 1024),
     ],
 )
-def test_of_the_released_models(name: str, numbers: dict[str, Any], side: int) -> None:
-    """As their classes' default configurations describe them."""
+def test_the_size_for_released_models(name: str, numbers: dict[str, Any], side: int) -> None:
+    """Default configurations of the classes describe the released models."""
     config = type(FAMILIES[name].build())()
     if name == "kosmos-2.5":
         assert config.vision_config.max_num_patches == 4096
@@ -55,7 +55,7 @@ def test_of_the_released_models(name: str, numbers: dict[str, Any], side: int) -
     assert exact_size(find_quirk(config, ()), config, numbers, None) == side
 
 
-def test_kosmos_2_5_reads_a_small_model_without_being_told_its_size(tmp_path: Path) -> None:
+def test_kosmos_2_5_finds_the_size_of_a_small_model(tmp_path: Path) -> None:
     folder = write_family(FAMILIES["kosmos-2.5"], tmp_path)
     backbone = AutoBackbone(AutoBackbone.Config(path=str(folder)))
     assert backbone.pixels.size == (28, 28)
@@ -63,7 +63,7 @@ def test_kosmos_2_5_reads_a_small_model_without_being_told_its_size(tmp_path: Pa
     assert json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["max_patches"] == 16
 
 
-def test_a_size_that_is_asked_for_is_taken_or_refused() -> None:
+def test_a_requested_size_is_used_or_refused() -> None:
     qwen, llava = FAMILIES["qwen2_vl"].build(), FAMILIES["llava"].build()
     rows = [find_quirk(config, ()) for config in (qwen, llava)]
     assert exact_size(rows[0], qwen, {}, 42) == 42  # patches of 7, merged two by two

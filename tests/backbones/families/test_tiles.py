@@ -1,4 +1,4 @@
-"""Tiles: a camera's image read in n x n parts and whole, in any family."""
+"""Tiles: any family reads a camera's image in n x n parts and as a whole."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def query(backbone: AutoBackbone) -> torch.Tensor:
     return torch.randn(1, backbone.width, generator=torch.Generator().manual_seed(1))
 
 
-def test_each_tile_is_an_image_of_its_own(folder: Path, pack: Pack) -> None:
-    """The tiled model reads what the plain one reads of five images, cut beforehand."""
+def test_each_tile_is_read_like_an_image(folder: Path, pack: Pack) -> None:
+    """The tiled model reads one image like the plain model reads five images that were cut beforehand."""
     plain, tiled = load(folder), load(folder, tiles=2)
     assert tiled.tokens_per_camera == 5 * plain.tokens_per_camera
     assert tiled.image_tokens == 5 * plain.image_tokens
@@ -68,14 +68,14 @@ def test_every_tile_of_every_camera_is_read(folder: Path, pack: Pack, corner: in
     sequence = pack(backbone, backbone.tokenize(changed, ["go", "stop"]), [1, 1])
     pixels = backbone._images(sequence).pixels
     assert len(pixels) == 2 * 2 * 5
-    moved = (pixels - backbone._images(pack(backbone, backbone.tokenize(images, ["go", "stop"]), [1, 1])).pixels) != 0
-    assert moved.flatten(1).any(1).nonzero().flatten().tolist() == [15 + corner, 19]
+    change = (pixels - backbone._images(pack(backbone, backbone.tokenize(images, ["go", "stop"]), [1, 1])).pixels) != 0
+    assert change.flatten(1).any(1).nonzero().flatten().tolist() == [15 + corner, 19]
     after = backbone(sequence, query(backbone))
     torch.testing.assert_close(after[0], before[0], atol=1e-5, rtol=1e-5)
     assert (after[1] - before[1]).abs().max() > 1e-4
 
 
-def test_tiles_that_leave_no_room_are_refused(llava_folder: Path) -> None:
+def test_tiles_that_exceed_the_context_are_refused(llava_folder: Path) -> None:
     backbone = load(llava_folder, tiles=4)  # 17 images of 16 tokens
     with pytest.raises(ValueError, match=r"1 cameras .* takes 27\d tokens .* context of 256: use fewer cameras"):
         backbone.tokenize(frames(1, 1), ["go"])
@@ -86,7 +86,7 @@ def test_tiles_below_one_are_refused(llava_folder: Path) -> None:
         build(AutoBackbone.Config, {"path": str(llava_folder), "tiles": 0})
 
 
-def test_tiles_are_remembered_with_the_recipe(llava_folder: Path, pack: Pack, tmp_path: Path) -> None:
+def test_tiles_work_after_saving_and_loading(llava_folder: Path, pack: Pack, tmp_path: Path) -> None:
     backbone = load(llava_folder, tiles=2)
     backbone.save_assets(tmp_path)
     again = AutoBackbone(AutoBackbone.Config(path="gone", tiles=2, prompt="{instruction}"), assets=tmp_path).eval()
@@ -106,6 +106,6 @@ def test_the_tiles_of_a_camera_are_resampled_together(llava_folder: Path, pack: 
     assert features.shape == (4, 5 * 16, backbone.width)
     before = backbone(sequence, query(backbone))
     images[1, 1, -12:, -12:] = 255 - images[1, 1, -12:, -12:]
-    moved = backbone(sequence, query(backbone)) - before
-    assert moved[0].abs().max() < 1e-6
-    assert moved[1].abs().max() > 1e-5
+    change = backbone(sequence, query(backbone)) - before
+    assert change[0].abs().max() < 1e-6
+    assert change[1].abs().max() > 1e-5

@@ -1,4 +1,4 @@
-"""PaliGemma 2 takes one mask for all its layers, some of which see a window only: what that allows, and what not."""
+"""PaliGemma 2 takes one mask for all layers, although some have a sliding window."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> ExaminedBackbone:
     return ExaminedBackbone(AutoBackbone(options).eval(), options, views=1)
 
 
-def test_it_reads_what_is_longer_than_its_window(subject: ExaminedBackbone) -> None:
+def test_it_reads_sequences_longer_than_its_window(subject: ExaminedBackbone) -> None:
     query = subject.make_queries(1)
     with torch.no_grad():
         assert subject.read(subject.make_images(1), ("a long instruction",), query).isfinite().all()
 
 
 @pytest.mark.parametrize("way", ["mask", "cache"])
-def test_masks_of_its_own_for_layers_with_a_window_are_refused(subject: ExaminedBackbone, way: str) -> None:
+def test_a_mask_or_cache_beyond_the_window_is_refused(subject: ExaminedBackbone, way: str) -> None:
     query = subject.make_queries(1)
     sequence = subject.lay_out(subject.backbone.tokenize(subject.make_images(1), ["a long instruction"]), [1], 1)
     length = sequence.input_ids.shape[1]

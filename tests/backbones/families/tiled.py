@@ -1,4 +1,4 @@
-"""Families that cut large images into tiles; here an image is one tile, whole."""
+"""Families that can cut large images into tiles; here a whole image is one tile."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def idefics2() -> PreTrainedConfig:
 
 
 def _cohere2() -> Cohere2Config:
-    """Three of four layers look no further back than a window, shorter than these sequences."""
+    """Most layers have a sliding window that is shorter than these sequences."""
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
     return Cohere2Config(**{**GROUPED, "num_hidden_layers": 3}, layer_types=layers, sliding_window=24, logit_scale=0.25)
 
@@ -86,7 +86,7 @@ def ovis2() -> PreTrainedConfig:
 
 def got_ocr2() -> PreTrainedConfig:
     tower = {**VISION, "image_size": 56, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 64}
-    tower["initializer_range"] = 0.2  # the real one, 1e-10, leaves convolutions that nothing gets through
+    tower["initializer_range"] = 0.2  # the real one, 1e-10, makes the output of convolutions zero
     return GotOcr2Config(
         text_config=Qwen2Config(**GROUPED),
         vision_config={**tower, "output_channels": 32},
@@ -112,7 +112,7 @@ def pp_chart2table() -> PreTrainedConfig:
 
 
 def llama4() -> PreTrainedConfig:
-    """A mixture of experts; three of four layers see their own chunk only, which is longer than these sequences."""
+    """A mixture of experts; three of four layers attend within a chunk, which is longer than these sequences."""
     text = {
         **GROUPED,
         "num_hidden_layers": 4,
@@ -133,7 +133,7 @@ def llama4() -> PreTrainedConfig:
 
 
 def step3p7() -> PreTrainedConfig:
-    """A mixture of experts; layers with a window have more heads, and all have a gate."""
+    """A mixture of experts; layers with a window have more heads, and all layers have a gate."""
     text = {
         **GROUPED,
         "num_hidden_layers": 3,
@@ -152,7 +152,7 @@ def step3p7() -> PreTrainedConfig:
 
 
 def deepseek_ocr2() -> PreTrainedConfig:
-    """A tower of two: the tokens of a SAM are read by a language model with learned queries."""
+    """A tower in two parts: a language model with learned queries reads the tokens of a SAM."""
     sam = {**VISION, "image_size": 112, "window_size": 4, "global_attn_indexes": [1], "output_channels": 32}
     return DeepseekOcr2Config(
         text_config={

@@ -1,4 +1,4 @@
-"""Families whose vision tower is one of the package timm, which anyvla does not need: here where it is installed."""
+"""Families whose vision tower comes from the optional package timm; empty if timm is not installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.backbones.families.common import GROUPED, PREPROCESSOR, Family, token
 
 
 def fast_vlm() -> PreTrainedConfig:
-    """A tower of convolutions, without position embeddings; 64 pixels of a side are one token."""
+    """A tower of convolutions without position embeddings; a token is 64 pixels wide."""
     sizes = {"embed_dims": [8, 8, 16, 32, 32], "layers": [1, 1, 1, 1, 1]}
     vision = {
         "model_type": "timm_wrapper",
@@ -19,7 +19,7 @@ def fast_vlm() -> PreTrainedConfig:
         "do_pooling": True,
         "global_pool": "avg",
         "hidden_size": 64,
-        "initializer_range": 0.3,  # the real one, 0.02, leaves convolutions that nothing gets through
+        "initializer_range": 0.3,  # the real one, 0.02, makes the output of convolutions zero
         "model_args": {"inference_mode": True, "layer_scale_init_value": 1.0, **sizes},
     }
     return FastVlmConfig(

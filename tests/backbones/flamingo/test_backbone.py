@@ -45,7 +45,7 @@ CONFIGS = {"mpt": MptConfig, "gpt_neox": GPTNeoXConfig}
 
 
 class Golden:
-    """What was recorded for one language model, and our backbone with the recorded weights."""
+    """The recorded tensors of one language model, and our backbone with the recorded weights."""
 
     def __init__(self, name: str, folder: Path) -> None:
         everything = load_file(GOLDEN / "flamingo.safetensors")
@@ -87,16 +87,16 @@ def test_the_original_checkpoint_gives_the_original_outputs(golden: Golden) -> N
     assert backbone.lm_head is not None
     logits = backbone.lm_head(hidden[0][:1, -1])  # the other row ends in padding
     torch.testing.assert_close(logits, recorded["logits"][:1], atol=1e-5, rtol=1e-5)
-    # And so through the public way in: a query that equals the embedding of its place.
+    # The public interface gives the same: a query that equals the embedding of its token.
     query = backbone.embedding(torch.tensor([[backbone.query_id]]))[0]
     expected = recorded["hidden"][sequence.query_mask][:, None]
     torch.testing.assert_close(backbone(sequence, query), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_two_cameras_read_as_roboflamingo_does(golden: Golden) -> None:
+def test_two_cameras_are_read_like_roboflamingo(golden: Golden) -> None:
     backbone, recorded = golden.load(golden.state), golden.tensors
-    backbone.cameras.weight.data.zero_()  # ours, by which cameras differ
+    backbone.cameras.weight.data.zero_()  # our addition that distinguishes cameras
     rows = [row[:1] for row in ABOUT["steps"]]
     sequence = sequence_of(backbone, golden.images[:4].unflatten(0, (2, 2)), rows)
     assert torch.equal(sequence.input_ids, recorded["two_ids"])
@@ -110,7 +110,7 @@ def test_every_form_of_the_original_file_loads(golden: Golden) -> None:
     expected = golden.load(golden.state).state_dict()
     layers = golden.about["layers"]
 
-    def renamed(name: str) -> str:  # the other name under which the original model has the same weight
+    def renamed(name: str) -> str:  # the second name of the same weight in the original model
         for kind, alias in (
             ("gated_cross_attn_layer", "gated_cross_attn_layers"),
             ("decoder_layer", "old_decoder_blocks"),
@@ -136,13 +136,13 @@ def test_every_form_of_the_original_file_loads(golden: Golden) -> None:
 
 @pytest.fixture(scope="module")
 def mpt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The options of a tiny Flamingo over MPT."""
+    """Return the options of a tiny Flamingo over MPT."""
     return write_flamingo(tmp_path_factory.mktemp("tiny_mpt"))
 
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExaminedBackbone]:
-    """A backbone over each language model."""
+    """Return a backbone over each language model."""
     made = {}
     for name in LANGUAGES:
         config = FlamingoBackbone.Config(
@@ -166,7 +166,7 @@ def test_it_passes_the_checks_over_any_language_model(
 
 @torch.no_grad()
 def test_a_mask_that_hides_the_image_token_hides_the_images(mpt: dict[str, Any]) -> None:
-    """In one go, and when the images were read in an earlier call with a cache."""
+    """Test one call, and images that were read in an earlier call with a cache."""
     backbone = load(mpt)
     query = queries(backbone)
     ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
@@ -175,7 +175,7 @@ def test_a_mask_that_hides_the_image_token_hides_the_images(mpt: dict[str, Any])
         block = backbone.tokenize(images, ["open"])
         whole = lay_out(block, [1], 1, **ids)
         mask = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, *whole.input_ids.shape[1:] * 2).clone()
-        mask[:, 1:, 0] = not hidden  # place 0 is the image token, as nothing opens the sequence
+        mask[:, 1:, 0] = not hidden  # position 0 is the image token, as the sequence has no BOS
         if not cached:
             return backbone(dataclasses.replace(whole, block_mask=mask), query)
         text, cache = lay_out(block, [1], 0, **ids), Cache()
@@ -193,7 +193,7 @@ def test_a_mask_that_hides_the_image_token_hides_the_images(mpt: dict[str, Any])
 
 
 def test_closed_gates_learn_first(mpt: dict[str, Any]) -> None:
-    """Without a checkpoint the gates are closed: the language model is as it was, and only they get a gradient."""
+    """Without a checkpoint the gates are closed: the language model is unchanged, and only gates get gradients."""
     backbone = load(mpt, checkpoint=None)
     query = queries(backbone)
     out = backbone(sequence_of(backbone, frames(2, 1), [["open", "shut"]]), query)
@@ -214,7 +214,7 @@ def test_closed_gates_learn_first(mpt: dict[str, Any]) -> None:
     assert {n.split(".cross.")[1] for n in learned if ".cross." in n} >= {"attn.to_q.weight", "attn.to_kv.weight"}
 
 
-def test_it_is_rebuilt_without_the_files_it_was_made_of(mpt: dict[str, Any], tmp_path: Path) -> None:
+def test_it_is_rebuilt_without_the_original_files(mpt: dict[str, Any], tmp_path: Path) -> None:
     backbone = load(mpt, layers=2)
     backbone.save_assets(tmp_path)
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".safetensors", ".bin", ".pt")]
@@ -233,7 +233,7 @@ def test_a_sequence_opens_as_the_tokenizer_does(mpt: dict[str, Any], tmp_path: P
     block = backbone.tokenize(frames(1, 2), ["open"])
     assert list(block.prefix) == [backbone.tokenizer.bos_token_id]
     text = backbone.tokenizer("<image>do open<|endofchunk|>", add_special_tokens=False)["input_ids"]
-    assert block.tokens == [text]  # one image token, whatever the number of cameras
+    assert block.tokens == [text]  # one image token for any number of cameras
 
 
 def test_steps_and_images_must_agree(mpt: dict[str, Any]) -> None:

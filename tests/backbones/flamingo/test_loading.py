@@ -1,4 +1,4 @@
-"""What a FlamingoBackbone is made of: presets, the original checkpoint, MPT-1B, the pretrained parts that are kept."""
+"""Loading a FlamingoBackbone: presets, the original checkpoint, MPT-1B, the pretrained parts that are kept."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.backbones.families.flamingo import (
 
 @pytest.fixture(scope="module")
 def mpt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The options of a tiny Flamingo over MPT."""
+    """Return the options of a tiny Flamingo over MPT."""
     return write_flamingo(tmp_path_factory.mktemp("tiny_mpt"))
 
 
 @torch.no_grad()
 def test_mpt_1b_is_read_without_remote_code(tmp_path: Path) -> None:
-    """A mosaic_gpt folder, as OpenFlamingo 3B wants it, gives the logits of its arithmetic written out."""
+    """A mosaic_gpt folder, as for OpenFlamingo 3B, gives the logits of its equations."""
     width, heads, layers, vocabulary, length = 32, 4, 3, 257, 11
     draw = torch.Generator().manual_seed(0)
 
@@ -79,7 +79,7 @@ def test_mpt_1b_is_read_without_remote_code(tmp_path: Path) -> None:
 
     model = load_language(str(language), torch.float32).eval()
     torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
-    # As a part of Flamingo it is saved as an MPT, and answers as before.
+    # As a part of Flamingo it is saved as an MPT and computes the same.
     write_vision(tmp_path / "vision")
     options = {"language": str(language), "vision": str(tmp_path / "vision")}
     backbone = load(options)
@@ -90,7 +90,7 @@ def test_mpt_1b_is_read_without_remote_code(tmp_path: Path) -> None:
     rows = [["open"]]
     old, new = (b(sequence_of(b, frames(1, 1), rows), queries(b)) for b in (backbone, again))
     assert torch.equal(old, new)
-    # The original checkpoint has its names.
+    # The original checkpoint uses the names of mosaic_gpt.
     state = {f"perceiver.{k}": v for k, v in backbone.perceiver.state_dict().items()}
     for i, layer in enumerate(decoder_layers(backbone.model)):
         state |= {f"lang_encoder.gated_cross_attn_layers.{i}.{k}": v for k, v in layer.cross.state_dict().items()}
@@ -115,7 +115,7 @@ RELEASED = {
 }
 
 
-def test_presets_fill_in_what_is_not_given() -> None:
+def test_presets_fill_in_missing_options() -> None:
     assert set(PRESETS) == set(RELEASED)
     for name, released in RELEASED.items():
         config = FlamingoBackbone.Config(preset=name)
@@ -133,7 +133,7 @@ def test_presets_fill_in_what_is_not_given() -> None:
         build(FlamingoBackbone.Config, {})
 
 
-def test_what_is_pretrained_is_kept_and_nothing_else(mpt: dict[str, Any]) -> None:
+def test_only_pretrained_parts_are_kept(mpt: dict[str, Any]) -> None:
     full, embeddings = load(mpt), "model.transformer.wte.weight"
     kept = {
         "language_only": {"model.transformer.blocks.0.attn.Wqkv.weight", embeddings},
@@ -148,7 +148,7 @@ def test_what_is_pretrained_is_kept_and_nothing_else(mpt: dict[str, Any]) -> Non
 
 
 def test_each_camera_but_the_first_adds_a_mark(mpt: dict[str, Any]) -> None:
-    """With one camera the model is the original; others are told apart, by marks small beside latents of spread 1."""
+    """With one camera the model is the original; embeddings, small relative to the latents, mark the others."""
     backbone = load(mpt)
     marks = backbone.cameras.weight.detach()
     assert marks.shape == (8, 32)
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_such_checkpoint_is_refused(mpt: dict[str, Any], tmp_p
     state = torch.load(mpt["checkpoint"], weights_only=True)
 
     class Trainer:
-        """Something that only unpickling could bring back."""
+        """An object that can only be unpickled."""
 
     def refused(content: Any, message: str, **options: Any) -> None:
         torch.save(content, path)
@@ -206,7 +206,7 @@ def test_a_file_that_is_no_such_checkpoint_is_refused(mpt: dict[str, Any], tmp_p
     refused(other, r"wte\.weight is \(300, 32\) in the file and \(260, 32\) in the model")
 
 
-def test_models_that_are_not_there_say_how_to_get_them(
+def test_the_error_for_a_missing_model_says_how_to_download_it(
     mpt: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

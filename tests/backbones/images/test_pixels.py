@@ -39,7 +39,7 @@ def test_scaling_agrees_with_pillow(filter: int, sides: tuple[int, int]) -> None
 @pytest.mark.parametrize("sides", [(480, 640), (64, 64)])
 @pytest.mark.parametrize("filter", [BILINEAR, BICUBIC])
 def test_products_and_the_integer_kernels_agree(filter: int, sides: tuple[int, int]) -> None:
-    """A model must see on a graphics card, which has no integer kernels, what it sees on a CPU."""
+    """GPUs have no integer kernels, but a model must get the same pixels there as on a CPU."""
     image = torch.from_numpy(picture(*sides))[None]
     kernels = resize(image, (224, 224), filter).int()
     products = _scale(image.permute(0, 3, 1, 2), (224, 224), filter).int()
@@ -57,7 +57,7 @@ def test_autocast_does_not_coarsen_scaling() -> None:
 
 
 @pytest.mark.parametrize("filter", range(6), ids=FILTERS)
-def test_images_of_a_batch_are_scaled_each_for_itself(filter: int) -> None:
+def test_images_of_a_batch_are_scaled_independently(filter: int) -> None:
     images = torch.stack([torch.from_numpy(picture(60, 80)), torch.from_numpy(picture(60, 80)[::-1].copy())])
     alone = torch.cat([resize(one[None], (24, 24), filter) for one in images])
     assert torch.equal(resize(images, (24, 24), filter), alone)
@@ -88,13 +88,13 @@ def test_a_corner_of_the_image_is_a_corner_of_its_tile(corner: int) -> None:
 
 
 @pytest.mark.parametrize("normal", [{"do_normalize": False}, {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}])
-def test_a_black_image_is_not_zeros_alone(normal: dict) -> None:
-    """SmolVLM and Idefics 3 take an image of zeros for padding and drop it."""
+def test_a_black_image_is_not_all_zeros(normal: dict) -> None:
+    """SmolVLM and Idefics 3 drop an image of zeros as padding."""
     pixels = Pixels({"size": 8, **normal}, None)(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     assert 0 < pixels.abs().max() < 1e-5
 
 
-def test_a_file_that_says_no_more_means_bilinear_whole_levels_of_255() -> None:
+def test_defaults_are_bilinear_and_division_by_255() -> None:
     image = picture(60, 80)
     out = Pixels({"size": 24, **NORMAL}, None)(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy()
     scaled = np.asarray(Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR))

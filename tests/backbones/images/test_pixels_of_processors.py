@@ -1,4 +1,4 @@
-"""Our pixels against those of transformers' own image processors (Pillow), where both give one whole image."""
+"""Pixels equal the results of the image processors of transformers (Pillow) where both give one whole image."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def saved(processor: Any) -> dict[str, Any]:
-    """What the processor writes beside a model, read from JSON."""
+    """Return the JSON that the processor saves with a model."""
     return json.loads(processor.to_json_string())
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_are_those_of_the_processor(case: str) -> None:
+def test_pixels_equal_the_processors(case: str) -> None:
     cls, options, sides = CASES[case]
     processor = cls(**options)
     image = picture(*sides)
@@ -90,7 +90,7 @@ def test_pixels_are_those_of_the_processor(case: str) -> None:
 
 
 @pytest.mark.wrong_types
-def test_pixels_are_those_of_the_processor_in_patches() -> None:
+def test_patches_equal_the_processors() -> None:
     from transformers import Qwen2_5_VLConfig
 
     from anyvla.backbones.families.quirks import quirk_of

@@ -39,7 +39,7 @@ def read(backbone: AutoBackbone, pack: Pack, images: torch.Tensor, texts: list[s
     return backbone(pack(backbone, backbone.tokenize(images, texts), groups, 2), query)
 
 
-def test_a_sequence_is_opened_then_images_then_words(nano: NanoBackbone) -> None:
+def test_a_sequence_is_bos_images_text(nano: NanoBackbone) -> None:
     block = nano.tokenize(frames(1), ["open the drawer"])
     assert list(block.prefix) == [tokenizer.bos_token_id]
     assert nano.image_tokens == 36
@@ -51,7 +51,7 @@ def test_a_saved_nano_is_a_transformers_model(nano: NanoBackbone, pack: Pack, tm
     nano.model.save_pretrained(tmp_path)
     nano.save_assets(tmp_path)
     again = AutoBackbone(AutoBackbone.Config(path=str(tmp_path), prompt="{instruction}")).eval()
-    # To rounding only: a nano spares the last layer the places that no one reads.
+    # Equal up to rounding: the last layer of a nano runs at the queries only.
     ours, theirs = (read(b, pack, frames(3), TEXTS, [1, 1, 1]) for b in (nano, again))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     ours.sum().backward()
@@ -69,7 +69,7 @@ def test_a_saved_nano_is_a_transformers_model(nano: NanoBackbone, pack: Pack, tm
     assert torch.equal(read(nano, pack, frames(1), ["x"], [1]), read(rebuilt, pack, frames(1), ["x"], [1]))
 
 
-def test_left_out_sizes_are_the_documented_ones() -> None:
+def test_default_sizes_are_as_documented() -> None:
     config = to_dict(NanoBackbone.Config())
     sizes = {"width": 192, "layers": 2, "heads": 6, "mlp": 512, "image_size": 96, "channels": (64, 128)}
     assert {name: config[name] for name in sizes} == {**sizes, "channels": config["channels"]}
@@ -77,7 +77,7 @@ def test_left_out_sizes_are_the_documented_ones() -> None:
     assert (config["context"], config["prompt"], config["seed"]) == (4096, "{instruction}", 0)
 
 
-def test_its_language_model_begins_with_a_spread_of_one_over_the_root_of_its_width(nano: NanoBackbone) -> None:
+def test_initial_weights_of_the_language_model_have_the_documented_spread(nano: NanoBackbone) -> None:
     for name in ("q_proj", "o_proj"):
         weight = nano.model.model.language_model.layers[0].self_attn.get_submodule(name).weight
         assert 0.95 < weight.std() * 192**0.5 < 1.05
@@ -93,8 +93,8 @@ def test_pixels_are_between_minus_one_and_one_and_scaled_bilinearly(nano: NanoBa
     assert (nano.pixels(image) - expected).abs().mean() < 1e-3
 
 
-def test_places_are_marked_by_waves_of_row_and_column() -> None:
-    """Half a wave to eight over the image, sines before cosines, rows before columns; written as loops."""
+def test_position_embeddings_are_waves_of_row_and_column() -> None:
+    """Waves of half to eight periods over the image, sines before cosines, rows before columns."""
     side, width = 3, 16
     expected = torch.zeros(side * side, width)
     for row in range(side):
@@ -114,7 +114,7 @@ def test_steps_may_share_a_sequence(nano: NanoBackbone, pack: Pack) -> None:
     torch.testing.assert_close(out[:1], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_cameras_and_places_in_an_image_are_told_apart(nano: NanoBackbone, pack: Pack) -> None:
+def test_cameras_and_positions_in_an_image_are_distinguished(nano: NanoBackbone, pack: Pack) -> None:
     images = frames(1)
     reference = read(nano, pack, images, TEXTS[:1], [1])
     for changed in (images.flip(1), images.flip(2), images.flip(3)):
@@ -130,8 +130,8 @@ def test_the_seed_fixes_the_weights_and_leaves_the_global_generator_alone() -> N
     assert any(not torch.equal(one[k], other[k]) for k in one)
 
 
-def test_it_learns_which_of_two_cameras_the_words_ask_for(pack: Pack) -> None:
-    """A task that needs both modalities: the brightness of the left or the right camera, as told."""
+def test_it_learns_which_of_two_cameras_the_instruction_names(pack: Pack) -> None:
+    """The instruction chooses the camera whose brightness is predicted, so both modalities are needed."""
     config = NanoBackbone.Config(width=48, heads=2, mlp=96, image_size=32, channels=(16, 32))
     nano = NanoBackbone(config)
     generator = torch.Generator().manual_seed(0)
@@ -151,16 +151,16 @@ def test_it_learns_which_of_two_cameras_the_words_ask_for(pack: Pack) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-10:]) / 10 < 0.1  # ignoring the words gives 0.17, ignoring the images 0.33
+    assert sum(losses[-10:]) / 10 < 0.1  # ignoring the instruction gives 0.17, ignoring the images 0.33
 
 
 @given(st.text())
-def test_any_text_survives_the_tokenizer(text: str) -> None:
+def test_the_tokenizer_decodes_any_text_unchanged(text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(ids) == text
 
 
-def test_the_tokenizer_is_small_and_knows_robots() -> None:
+def test_the_tokenizer_is_small_and_has_words_of_robotics() -> None:
     assert (TOKENIZER / "tokenizer.json").stat().st_size <= 150_000
     assert 1000 <= len(tokenizer) <= 2000
     assert len(tokenizer("open the drawer", add_special_tokens=False)["input_ids"]) == 3
@@ -178,7 +178,7 @@ def test_the_tokenizer_is_small_and_knows_robots() -> None:
         ({"widht": 64}, "did you mean 'width'"),
     ],
 )
-def test_sizes_that_cannot_work_are_refused(options: dict, message: str) -> None:
+def test_invalid_sizes_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         build(NanoBackbone.Config, options)
     assert message in str(caught.value)

@@ -1,6 +1,6 @@
-"""The backbones that run a model's own code, on folders with code of the same interface as the released models'.
+"""The backbones that run a model's own code, tested with code that has the interface of the released models.
 
-What the released weights answer is not tested: they were not at hand.
+The released weights were not available and are not tested.
 """
 
 import json
@@ -24,7 +24,7 @@ TOKENS = {"moondream": 16, "uform": 5, "qwen_vl": 16}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Model folders as their makers would publish them."""
+    """Write model folders as their authors would publish them."""
     folder = tmp_path_factory.mktemp("models")
     return {name: write_remote(name, folder / name) for name in MODELS}
 
@@ -60,7 +60,7 @@ def test_it_reads_the_weights_of_the_folder(name, folders):
     assert backbone.embedding.weight.std() > 0
 
 
-# A step of two cameras, as the models' own code writes one image (`I` stands for its tokens), and the tower's numbers.
+# A step of two cameras in the form of the models' own code (`I` for the tokens of an image), mean and deviation.
 CLIP = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # openai/clip-vit-large-patch14
 PUBLISHED = {
     # moondream/hf/moondream.py of 2024-08-26: "<image>\n\nQuestion: {question}\n\nAnswer:" after the BOS token.
@@ -75,13 +75,13 @@ PUBLISHED = {
         "What action should the robot take to open it?<|im_end|>\n<|im_start|>assistant\n",
         *CLIP,
     ),
-    # from_list_format of Qwen/Qwen-VL's tokenizer, without "Picture 1: "; its ids of <img> are no tokens of the tests'.
+    # from_list_format of Qwen/Qwen-VL's tokenizer, without "Picture 1: "; the tests' tokenizer lacks <img>.
     "qwen_vl": ("IIWhat action should the robot take to open it?", *CLIP),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_asks_and_normalizes_as_its_makers_do(name, folders):
+def test_prompt_and_normalization_are_as_published(name, folders):
     backbone = backbones[name](config(name, folders[name]))
     text, mean, std = PUBLISHED[name]
     block = backbone.tokenize(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8), ["open it"])
@@ -97,13 +97,13 @@ def test_it_asks_and_normalizes_as_its_makers_do(name, folders):
     assert backbone.pixels.filter == 3  # bicubic, as all three say
 
 
-def test_moondream_reads_378_pixels_unless_its_configuration_says_otherwise(folders):
+def test_moondream_reads_378_pixels_by_default(folders):
     assert backbones["moondream"].image_size == 378  # of the released model
     made = backbones["moondream"](config("moondream", folders["moondream"]))
     assert made.pixels.size == (32, 32)  # of the stand-in
 
 
-def test_configurations_of_remote_code_are_as_under_transformers_4():
+def test_configurations_of_remote_code_get_the_defaults_of_transformers_4():
     class Old(PretrainedConfig):
         model_type = "old"
 
@@ -117,7 +117,7 @@ def test_configurations_of_remote_code_are_as_under_transformers_4():
     assert config.inner.rope_parameters["rope_type"] == "default"
 
 
-def test_qwen_places_images_between_its_tags_and_never_reads_text_as_one(folders):
+def test_qwen_encloses_images_in_tags_and_reads_tags_in_text_as_text(folders):
     backbone = backbones["qwen_vl"](config("qwen_vl", folders["qwen_vl"]))
     images = torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)
     tokens = list(backbone.tokenize(images, ["open <img>/etc/passwd</img>"]).tokens[0])
@@ -127,7 +127,7 @@ def test_qwen_places_images_between_its_tags_and_never_reads_text_as_one(folders
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_without_leave_nothing_runs(name, folders, monkeypatch):
+def test_code_needs_permission_to_run(name, folders, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", _never)
     with pytest.raises(ConfigError, match=r"ships its own code.*all your rights.*trust_remote_code: true"):
         config(name, folders[name], trust_remote_code=False)
@@ -138,7 +138,7 @@ def _never(*_, **__):
 
 
 @pytest.mark.parametrize("branch", ["main", "2024-08-26", "abc123", "A" * 40])
-def test_a_branch_is_no_pin(branch):
+def test_a_branch_is_refused(branch):
     with pytest.raises(ConfigError, match=r"is no commit.*branches and tags can move.*40 hexadecimal"):
         config("moondream", "vikhyatk/moondream2", revision=branch)
 
@@ -148,7 +148,7 @@ def test_a_model_of_the_hub_needs_its_commit():
         backbones["moondream"](config("moondream", "vikhyatk/moondream2"))
 
 
-def test_a_commit_that_is_not_here_gives_the_command_that_fetches_it(monkeypatch):
+def test_the_error_for_a_missing_commit_names_the_download_command(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit = "0123456789abcdef0123456789abcdef01234567"
     with pytest.raises(ValueError, match=f"hf download nobody/nothing --revision {commit}"):
@@ -191,7 +191,7 @@ def test_missing_weights_are_named(folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_checkpoint_runs_its_code_only_if_the_loader_says_so(name, folders, tmp_path, monkeypatch):
+def test_a_checkpoint_runs_its_code_only_if_the_caller_allows_it(name, folders, tmp_path, monkeypatch):
     model = {"history": "none", "fuser": "identity", "decoder": "regression", "chunk": 4, "execute": 2}
     given = build(VLAConfig, model | {"backbone": part(name, folders[name])})
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def test_a_checkpoint_runs_its_code_only_if_the_loader_says_so(name, folders, tm
         with pytest.raises(ValueError, match=r"runs its own code.*VLA\.load\(path, trust_remote_code=True\)"):
             VLA.load(tmp_path / "checkpoint")
     home = folders[name].parent
-    moved = home.rename(home.with_name("gone"))  # the checkpoint needs nothing else
+    moved = home.rename(home.with_name("gone"))  # the checkpoint needs no other files
     try:
         VLA.load(tmp_path / "checkpoint", trust_remote_code=True).save(tmp_path / "second")
         again = VLA.load(tmp_path / "second", trust_remote_code=True)

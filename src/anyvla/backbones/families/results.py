@@ -26,7 +26,7 @@ class FamilyResult:
     model_class: str
     model_type: str
     capabilities: tuple[str, ...] | None  # None: they depend on the model
-    checks: Mapping[str, tuple[str, str]]  # check -> its state; why, where it did not pass
+    checks: Mapping[str, tuple[str, str]]  # check -> its state, and the reason if it did not pass
     image_wrapping: int  # tokens around and between the tokens of an image
     attention: str  # which tokens see later ones, see `anyvla.backbones.masks`
     any_size: bool  # the tower takes images of any size, in steps
@@ -43,7 +43,7 @@ class FamilyResults:
     """All results, and the versions with which they were measured."""
 
     versions: Mapping[str, str]
-    backbones: Mapping[str, FamilyResult]  # those that anyvla registers; without checks if none were run
+    backbones: Mapping[str, FamilyResult]  # the ones that anyvla registers; without checks if none were run
     families: Mapping[str, FamilyResult]  # read by `auto`
     untried: Mapping[str, str]  # model types that `auto` may read as well -> their class
 
@@ -62,7 +62,7 @@ def parse_results(document: Mapping[str, Any]) -> FamilyResults:
             name: FamilyResult(
                 name=name,
                 capabilities=None if row["capabilities"] is None else tuple(row["capabilities"]),
-                checks={check: _split(result) for check, result in row["checks"].items()},
+                checks={check: tuple(result.partition(": ")[::2]) for check, result in row["checks"].items()},
                 **{k: v for k, v in row.items() if k not in ("capabilities", "checks")},
             )
             for name, row in document[kind].items()
@@ -70,11 +70,6 @@ def parse_results(document: Mapping[str, Any]) -> FamilyResults:
 
     untried = {kind: name for kind, name in document["untried"].items() if kind not in UNSUPPORTED}
     return FamilyResults(document["versions"], rows("backbones"), rows("families"), untried)
-
-
-def _split(result: str) -> tuple[str, str]:
-    state, _, why = result.partition(": ")
-    return state, why
 
 
 def backbones_with(needs: frozenset[str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The model types of `AutoModelForImageTextToText` that are no backbone of a robot policy, and why.
+"""The model types of `AutoModelForImageTextToText` that cannot be the backbone of a robot policy, and why.
 
-`AutoBackbone` refuses them with the reason; the docs list them. Imports nothing, so that listing costs nothing.
+`AutoBackbone` refuses them with the reason; the docs list them.
 """
 
 from __future__ import annotations

@@ -56,28 +56,20 @@ CLIP = "openai/clip-vit-large-patch14"
 CAMERAS, CAMERA_SPREAD = 8, 0.1  # the most cameras; initial spread of their embeddings
 
 
-@plain_dataclass(frozen=True)
-class Preset:
-    """A published OpenFlamingo."""
-
-    language: str
-    every: int
-    checkpoint: str
-
-
-PRESETS: Mapping[str, Preset] = {
-    "3B": Preset("anas-awadalla/mpt-1b-redpajama-200b", 1, "openflamingo/OpenFlamingo-3B-vitl-mpt1b"),
-    "4B": Preset("togethercomputer/RedPajama-INCITE-Base-3B-v1", 2, "openflamingo/OpenFlamingo-4B-vitl-rpj3b"),
-    "9B": Preset("anas-awadalla/mpt-7b", 4, "openflamingo/OpenFlamingo-9B-vitl-mpt7b"),
+# The published models: language, checkpoint, cross_attention_every.
+PRESETS: Mapping[str, tuple[str, str, int]] = {
+    "3B": ("anas-awadalla/mpt-1b-redpajama-200b", "openflamingo/OpenFlamingo-3B-vitl-mpt1b", 1),
+    "4B": ("togethercomputer/RedPajama-INCITE-Base-3B-v1", "openflamingo/OpenFlamingo-4B-vitl-rpj3b", 2),
+    "9B": ("anas-awadalla/mpt-7b", "openflamingo/OpenFlamingo-9B-vitl-mpt7b", 4),
 }
 
 
 @plain_dataclass
 class FlamingoCache:
-    """The state of a cache of S sequences."""
+    """The cache of S sequences."""
 
     language: Any  # the language model's keys and values
-    media: Float[Tensor, "S n Dv"] | None = None  # the latents of the latest step of each
+    media: Float[Tensor, "S n Dv"] | None = None  # the latents of the latest step of each sequence
     position: Int64[Tensor, "S"] | None = None  # of the `<image>` token of that step; -1: none yet
 
 
@@ -102,14 +94,12 @@ class FlamingoBackbone(TokenBackbone):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            preset = PRESETS.get(self.preset or "")
-            if self.language is None and preset is None:
+            if self.language is None and self.preset is None:
                 raise ValueError(f"name the model: preset ({', '.join(PRESETS)}), or language and checkpoint")
-            if preset is not None:
-                _fill(self, "language", preset.language)
-                _fill(self, "checkpoint", preset.checkpoint)
-                _fill(self, "cross_attention_every", preset.every)
-            _fill(self, "cross_attention_every", 1)
+            defaults = PRESETS[self.preset] if self.preset is not None else (None, None, 1)
+            for name, value in zip(("language", "checkpoint", "cross_attention_every"), defaults, strict=True):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)  # the dataclass is frozen once built
 
     def build(self, config: Any, assets: Path | None) -> StepTokenizer:
         """Load the models that `config` names or, with `assets`, build their architecture without weights.
@@ -320,11 +310,6 @@ def _explain_unreadable(source: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{source!r} cannot be read: {error}\n{how_to_download(source, None)}") from error
-
-
-def _fill(config: Any, name: str, value: Any) -> None:
-    if getattr(config, name) is None:
-        object.__setattr__(config, name, value)  # the dataclass is frozen once built
 
 
 def _add_tokens(tokenizer: Any) -> None:

@@ -108,18 +108,15 @@ def check_weights(backbone: nn.Module, weights: Mapping[str, Tensor], required: 
         for name, weight in weights.items()
         if name in own and weight.shape != own[name].shape
     ]
-    faults = [
-        f"{len(found)} {what}: {join_first(found)}"
-        for what, found in (
-            ("of its names do not fit the model", unknown),
-            ("weights are missing from it", lacking),
-            ("weights are of another shape", other),
-        )
-        if found
-    ]
-    if faults:
+    faults = {
+        "of its names do not fit the model": unknown,
+        "weights are missing from it": lacking,
+        "weights are of another shape": other,
+    }
+    if any(faults.values()):
+        listed = ". ".join(f"{len(names)} {fault}: {join_first(names)}" for fault, names in faults.items() if names)
         raise ValueError(
-            f"{source} is not a checkpoint of this model. {'. '.join(faults)}. Give the language model, vision tower "
+            f"{source} is not a checkpoint of this model. {listed}. Give the language model, vision tower "
             "and cross_attention_every with which it was trained (presets 3B, 4B and 9B name those of OpenFlamingo)"
         )
 

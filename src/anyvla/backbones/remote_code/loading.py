@@ -97,7 +97,8 @@ class RemoteBackbone(ComposedBackbone):
         for module in model.modules():
             if isinstance(module, PreTrainedModel) and not hasattr(module, "get_head_mask"):
                 module.get_head_mask = _no_head_mask
-        missing = [part for part in self.required_modules if _module(model, part) is None]
+        modules = dict(model.named_modules(remove_duplicate=False))
+        missing = [part for part in self.required_modules if part not in modules]
         if missing:
             raise ValueError(
                 f"{config.path}: its {made.__name__} has no {', '.join(missing)}, so its interface is not the one of "
@@ -121,7 +122,7 @@ class RemoteBackbone(ComposedBackbone):
     def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
         """Return the modules of each part; a projector may be inside the tower."""
         parts = super().part_modules()
-        inside = _module(self.tower, "projection")
+        inside = dict(self.tower.named_modules()).get("projection")
         return parts if inside is None else parts | {"projector": (self.projection, inside)}
 
 
@@ -198,7 +199,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             model.load_state_dict(tensors, strict=False)
         except RuntimeError as error:
             raise ValueError(f"{file} does not fit the model of {folder}/config.json: {error}") from error
-    missing -= _tied(model, missing)
+    tensors = model.state_dict(keep_vars=True)
+    loaded = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+    missing = {name for name in missing if id(tensors[name]) not in loaded}  # without other names of tied weights
     computed = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
     missing = {name for name in missing if not any(re.search(pattern, name) for pattern in computed)}
     if missing:
@@ -210,18 +213,3 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 def _no_head_mask(head_mask: None, layers: int, *_: Any) -> list[None]:
     """Replace the method that models inherited from transformers until version 5."""
     return [None] * layers
-
-
-def _tied(model: nn.Module, names: set[str]) -> set[str]:
-    """Return the names whose tensor also has another name."""
-    tensors = model.state_dict(keep_vars=True)
-    others = {id(t) for name, t in tensors.items() if name not in names}
-    return {name for name in names if id(tensors[name]) in others}
-
-
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    """Return the module with a dotted name, or None."""
-    found: Any = model
-    for step in name.split("."):
-        found = getattr(found, step, None)
-    return found if isinstance(found, nn.Module) else None

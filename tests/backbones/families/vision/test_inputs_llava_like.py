@@ -1,6 +1,6 @@
-"""Steps are written, and images read, as the processors of `transformers` do it for the families like LLaVA.
+"""Tokens and pixels of families like LLaVA equal the results of the processors of `transformers`.
 
-The processors used are those that need Pillow only; of others, the method is called that writes an image.
+Processors that need more than Pillow are not built; only their method that writes an image is called.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NORMAL: dict[str, Any] = {"image_mean": PREPROCESSOR["image_mean"], "image_std":
 
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
-    """Two cameras, one step; of the tower's size already."""
+    """Return images of two cameras and one step, of the tower's size."""
     return torch.randint(0, 256, (1, 2, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -65,7 +65,7 @@ def load(name: str, folder: Path, prompt: str = "do {instruction}") -> AutoBackb
 
 
 def tokens(**names: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of the tiny models, with the names by which a processor asks for its special tokens."""
+    """Return the tokenizer of the tiny models, with the attributes that a processor reads."""
     tokenizer: Any = tiny_tokenizer()
     for name, token in names.items():
         setattr(tokenizer, name, token)
@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_is_what_the_processor_writes(name: str, frames: torch.Tensor, tmp_path: Path) -> None:
+def test_a_step_equals_the_processors(name: str, frames: torch.Tensor, tmp_path: Path) -> None:
     make, image, options = CASES[name]
     backbone = load(name, tmp_path)
     pictures = [Image.fromarray(np.asarray(frame)) for frame in frames[0]]
@@ -162,7 +162,7 @@ WRITERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
         AriaProcessor.replace_image_token,
         {"image_token": "<|img|>", "size_conversion": {SIDE: 4}},
         {"pixel_values": torch.zeros(1, 3, SIDE, SIDE), "num_crops": 1},
-        "<fim_prefix>{}<fim_suffix>",  # of its conversations
+        "<fim_prefix>{}<fim_suffix>",  # in its conversations
     ),
     "llama4": (
         lambda shape, _inputs, _index: Llama4Processor._prompt_split_image(shape, (1, 1), 4),
@@ -174,7 +174,7 @@ WRITERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_an_image_is_what_the_processor_writes(name: str, frames: torch.Tensor, tmp_path: Path) -> None:
+def test_the_text_of_an_image_equals_the_processors(name: str, frames: torch.Tensor, tmp_path: Path) -> None:
     write, names, inputs, image = WRITERS[name]
     image = image.format(write(SimpleNamespace(**names), inputs, 0))
     backbone = load(name, tmp_path)
@@ -182,7 +182,7 @@ def test_an_image_is_what_the_processor_writes(name: str, frames: torch.Tensor, 
 
 
 def test_llava_next_reads_the_base_image_and_ends_it(frames: torch.Tensor, tmp_path: Path) -> None:
-    """What the model makes of an image it cuts into tiles begins with what we read."""
+    """The features of an image in tiles begin with the features that we read."""
     backbone = load("llava_next", tmp_path)
     assert backbone.tokens_per_camera == 17
     whole: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
@@ -211,11 +211,11 @@ def test_llava_onevision_reads_images_as_in_a_prompt_of_several(frames: torch.Te
             torch.testing.assert_close(alone.pooler_output[0], features)
 
 
-def test_seams_are_tokenized_in_one_go(frames: torch.Tensor, tmp_path: Path) -> None:
-    """Where images meet, what ends one and what begins the next may be one token, as line breaks are in Gemma's."""
+def test_texts_between_images_are_tokenized_together(frames: torch.Tensor, tmp_path: Path) -> None:
+    """The end of one image and the beginning of the next may merge into one token, like line breaks in Gemma."""
     backbone = load("llava", tmp_path)
     whole = backbone.tokenizer.backend_tokenizer
-    whole.normalizer = normalizers.Replace("\n\n", "\t")  # two line breaks are another token than one twice
+    whole.normalizer = normalizers.Replace("\n\n", "\t")  # two line breaks are one token
     whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     steps = backbone.step_tokenizer
     steps.template = replace(steps.template, before_image="\n", after_image="\n", text="do {instruction}")
@@ -250,28 +250,28 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.wrong_types
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_two_towers_see_an_image_at_two_sizes(dtype: str) -> None:
+def test_two_towers_read_an_image_at_two_sizes(dtype: str) -> None:
     numbers: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "high_res_image_mean": [0.4, 0.5, 0.6]}
-    told = {**numbers, "high_res_image_std": [0.2, 0.3, 0.3], "rescale_factor": 1 / 255, "resample": 3}
+    preprocessor = {**numbers, "high_res_image_std": [0.2, 0.3, 0.3], "rescale_factor": 1 / 255, "resample": 3}
     large = {"height": 2 * SIDE, "width": 2 * SIDE}
     frame = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8)
-    processor = DeepseekVLHybridImageProcessorPil(**told, size=SIZE, high_res_size=large)
+    processor = DeepseekVLHybridImageProcessorPil(**preprocessor, size=SIZE, high_res_size=large)
     theirs = processor([frame], return_tensors="pt")
     config = SimpleNamespace(vision_config=SimpleNamespace(image_size=SIDE))
     levels = torch.tensor(frame).permute(2, 0, 1)[None].to(getattr(torch, dtype))
     nothing: Any = None
-    ours = two_sizes(SequenceImages(levels, nothing, nothing, config, preprocessor=told))
+    ours = two_sizes(SequenceImages(levels, nothing, nothing, config, preprocessor=preprocessor))
     assert ours.keys() == {"pixel_values", "high_res_pixel_values"}
     for name, pixels in ours.items():
         assert pixels.dtype == levels.dtype
-        allowed = 2 / 255 if name == "pixel_values" else 1e-6  # levels that lie halfway
+        allowed = 2 / 255 if name == "pixel_values" else 1e-6  # levels halfway between two
         torch.testing.assert_close(pixels.float(), theirs[name], atol=allowed + 0.02 * (dtype == "bfloat16"), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics2"])
 @pytest.mark.parametrize("value", [0, 127, 128, 255])
-def test_a_uniform_image_is_no_padding(name: str, value: int, tmp_path: Path) -> None:
-    """Those families take images that are zero everywhere for padding and drop them; normalized bytes never are."""
+def test_a_uniform_image_is_not_taken_for_padding(name: str, value: int, tmp_path: Path) -> None:
+    """These families drop images that are zero everywhere as padding; normalized pixels never are."""
     backbone = load(name, tmp_path)
     gray = torch.full((1, 1, SIDE, SIDE, 3), value, dtype=torch.uint8)
     pixels = backbone.pixels(gray[0])

@@ -1,4 +1,4 @@
-"""The vision tower runs once for each image, however many steps, readouts or later readings there are."""
+"""The vision tower runs once for each image, for any number of steps, readouts and later calls."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @contextmanager
-def counting(backbone: AutoBackbone) -> Iterator[list[float]]:
-    """The numbers of images that go into the vision tower, one for each time it runs."""
+def count_images(backbone: AutoBackbone) -> Iterator[list[float]]:
+    """Count the images of each run of the vision tower."""
     (first,) = [m for m in backbone.model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]  # embeds patches
     side = first.stride[-1]
     patches = (backbone.pixels.size[0] // side) * (backbone.pixels.size[1] // side)
@@ -73,41 +73,43 @@ def test_a_batch_of_windows_runs_the_tower_once_per_valid_image(
 ) -> None:
     steps = [min(s, history.window) for s in STEPS]
     mask = torch.arange(history.window)[None] < torch.tensor(steps)[:, None]
-    told = [text for text, count in zip(TEXTS, steps, strict=True) for _ in range(count)]
-    read = StepInputs(frames(sum(steps), 2), told, queries(backbone, readouts).expand(sum(steps), -1, -1), readouts)
-    with counting(backbone) as counts:
+    instructions = [text for text, count in zip(TEXTS, steps, strict=True) for _ in range(count)]
+    read = StepInputs(
+        frames(sum(steps), 2), instructions, queries(backbone, readouts).expand(sum(steps), -1, -1), readouts
+    )
+    with count_images(backbone) as counts:
         history.read_windows(backbone, read, mask, keep_cache=True)
     assert counts == [sum(steps) * 2]
 
 
 @pytest.mark.parametrize("history", [SingleStep(SingleStep.Config()), SeparateSteps(SeparateSteps.Config(window=3))])
 def test_a_session_runs_the_tower_once_per_new_image(backbone: AutoBackbone, history: History) -> None:
-    memories = [history.start() for _ in range(2)]
+    states = [history.start() for _ in range(2)]
     steps = StepInputs(frames(2, 2), TEXTS[:2], queries(backbone, 2).expand(2, -1, -1), 2)
-    with counting(backbone) as counts:
+    with count_images(backbone) as counts:
         for _ in range(4):
-            history.read_step(backbone, steps, memories, keep_cache=True)
+            history.read_step(backbone, steps, states, keep_cache=True)
     assert counts == [4] * 4
 
 
-def test_an_interleaved_session_runs_it_for_the_new_image_only_in_each_of_its_two_runs(
+def test_an_interleaved_session_runs_the_tower_once_per_new_image_and_cache(
     backbone: AutoBackbone,
 ) -> None:
     history = Interleaved(Interleaved.Config(window=4))
-    memories = [history.start()]
+    states = [history.start()]
     steps = StepInputs(frames(1, 2), TEXTS[:1], queries(backbone, 2)[None], 2)
-    with torch.no_grad(), counting(backbone) as counts:
+    with torch.no_grad(), count_images(backbone) as counts:
         for _ in range(8):
-            history.read_step(backbone, steps, memories, keep_cache=True)
-    assert sum(counts) == 2 * (2 + 6 * 2)  # two cameras; the second run begins at the third step
+            history.read_step(backbone, steps, states, keep_cache=True)
+    assert sum(counts) == 2 * (2 + 6 * 2)  # two cameras; the second cache begins at the third step
     assert max(counts) <= 4
 
 
-def test_reading_on_runs_the_tower_for_new_images_only(backbone: AutoBackbone) -> None:
+def test_decoding_further_runs_the_tower_for_new_images_only(backbone: AutoBackbone) -> None:
     ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
     images, cache, query = frames(3, 2), Cache(), queries(backbone, 2)
     block = backbone.tokenize(images, TEXTS)
-    with counting(backbone) as counts:
+    with count_images(backbone) as counts:
         for step in range(3):
             now = StepTokens(block.prefix if step == 0 else (), [block.tokens[step]], images[step : step + 1])
             backbone(lay_out(now, [1], 0, **ids), query, cache)
@@ -119,7 +121,7 @@ def test_reading_on_runs_the_tower_for_new_images_only(backbone: AutoBackbone) -
 def test_a_frozen_tower_runs_once_in_training_too(backbone: AutoBackbone) -> None:
     ids = {"pad_id": backbone.pad_id, "query_id": backbone.query_id}
     block = backbone.tokenize(frames(2, 2), TEXTS[:2])
-    with counting(backbone) as counts:
+    with count_images(backbone) as counts:
         backbone.train()(lay_out(block, [2], 2, **ids), queries(backbone, 2)).sum().backward()
     backbone.eval().zero_grad()
     assert counts == [4]

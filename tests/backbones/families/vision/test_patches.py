@@ -1,6 +1,6 @@
-"""Patches in the order of each family: equal to what its image processor of `transformers` gives.
+"""Patches of each family equal the patches of its image processor in `transformers`.
 
-The processors used are those that need Pillow only; they are told neither to scale nor to cut, which is our business.
+The processors need only Pillow; they neither scale nor cut here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from anyvla.backbones.families.vision import patches
 from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.sequence.tokens import TokenSequence
 
-SIDE, HIGH, WIDE = 4, 24, 16  # a patch; two images, higher than wide: rows and columns cannot be mistaken
+SIDE, HIGH, WIDE = 4, 24, 16  # a patch; two images with more rows than columns
 VISION = {"patch_size": SIDE, "spatial_merge_size": 2, "temporal_patch_size": 2}
 COMMON: dict[str, Any] = {"do_resize": False, "do_normalize": True, "image_mean": [0.4, 0.5, 0.6]}
 COMMON |= {"image_std": [0.2, 0.3, 0.3], "patch_size": SIDE}
@@ -40,7 +40,7 @@ def ours(function: Any, frames: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]
     pixels = (torch.tensor(frames).permute(0, 3, 1, 2) / 255 - mean) / std
     nothing = torch.zeros(1, 0, dtype=torch.int64)
     sequence = TokenSequence(nothing, nothing.bool(), nothing.bool(), nothing, torch.tensor(frames)[:, None])
-    channels_last = pixels.contiguous(memory_format=torch.channels_last)  # as `Pixels` gives them
+    channels_last = pixels.contiguous(memory_format=torch.channels_last)  # like the output of `Pixels`
     config = SimpleNamespace(vision_config=SimpleNamespace(**VISION))
     return dict(function(SequenceImages(channels_last, sequence, nothing.bool(), config)))
 
@@ -100,7 +100,7 @@ def test_sizes_of_pixtral(frames: np.ndarray[Any, Any]) -> None:
 
 
 def test_whole_patches_of_gemma4_unified(frames: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of its patches is a square of small patches, as the picture shows it."""
+    """Each patch is a square of the picture, as large as 2 x 2 small patches."""
     monkeypatch.setitem(VISION, "pooling_kernel_size", 2)
     given = ours(patches.patches_placed_whole, frames)
     mean, std = (np.array(COMMON[name]) for name in ("image_mean", "image_std"))

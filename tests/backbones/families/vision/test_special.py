@@ -1,4 +1,4 @@
-"""What the odd families are given, against what transformers' own processors make of the same images and prompts."""
+"""Inputs of unusual families equal the results of the processors of transformers for the same images and prompts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_kosmos_reads_the_patches_of_its_image_processor() -> None:
 
 
 @pytest.mark.wrong_types
-def test_a_camera_that_shows_one_color_is_no_division_by_zero() -> None:
+def test_a_uniform_image_causes_no_division_by_zero() -> None:
     images = torch.full((1, 1, 32, 32, 3), 7, dtype=torch.uint8)
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 32)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
@@ -82,7 +82,7 @@ def test_fuyu_reads_the_patches_of_its_image_processor() -> None:
 
 @pytest.mark.wrong_types
 def test_molmo_pools_patches_as_its_image_processor_does() -> None:
-    """Each token pools two by two patches; what lies beyond the edge is -1 (compared with a naive count)."""
+    """Each token pools 2 x 2 patches; -1 is beyond the edge."""
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=7))
     given = special.patches_pooled(SequenceImages(frames(2, 3, 35, 35).float(), None, None, config))  # type: ignore[arg-type]
     expected = []
@@ -96,7 +96,7 @@ def test_molmo_pools_patches_as_its_image_processor_does() -> None:
     assert special.molmo_grid(config, (35, 35)) == (3, 3)
 
 
-def test_llama_reads_images_as_its_processor_says(tmp_path: Any) -> None:
+def test_llama_masks_images_like_its_processor(tmp_path: Any) -> None:
     backbone = load("mllama", tmp_path)
     sequence = sequence_of(backbone, frames(3, 2, 40, 40, 3), ["open", "close it", "push"], [2, 1])
     given = arguments(backbone, sequence)
@@ -129,7 +129,7 @@ def test_llama_reads_images_as_its_processor_says(tmp_path: Any) -> None:
         ("florence2", "<image>" * 17 + "<s>do it</s>"),
     ],
 )
-def test_a_prompt_is_written_as_the_processor_of_the_family_writes_it(name: str, expected: str, tmp_path: Any) -> None:
+def test_a_prompt_has_the_form_of_its_processor(name: str, expected: str, tmp_path: Any) -> None:
     backbone = load(name, tmp_path)
     block = backbone.tokenize(frames(1, 1, 40, 40, 3), ["it"])
     assert backbone.tokenizer.decode([*block.prefix, *block.tokens[0]]) == expected
@@ -144,7 +144,7 @@ def test_the_q_former_reads_the_instruction_of_the_step_of_each_image(tmp_path: 
     assert torch.equal(given["qformer_attention_mask"], expected["attention_mask"])
 
 
-def test_the_tokenizer_of_the_q_former_is_kept(tmp_path: Any) -> None:
+def test_the_tokenizer_of_the_q_former_is_saved(tmp_path: Any) -> None:
     backbone = load("instructblip", tmp_path / "model")
     backbone.save_assets(tmp_path / "assets")
     assert AutoTokenizer.from_pretrained(tmp_path / "assets", subfolder="qformer_tokenizer")("it")["input_ids"]
@@ -168,7 +168,7 @@ def test_the_decoder_of_an_encoder_decoder_does_not_run(tmp_path: Any) -> None:
     assert not any(name for name, weight in backbone.named_parameters() if ".decoder." in name and weight.requires_grad)
 
 
-def test_images_as_tokens_freeze_their_tower(tmp_path: Any) -> None:
+def test_the_tower_of_discrete_images_is_frozen(tmp_path: Any) -> None:
     parts = load("emu3", tmp_path).part_modules()
     assert not any(w.requires_grad for module in parts["vision"] for w in module.parameters())
     assert all(w.requires_grad for module in parts["language"] for w in module.parameters())

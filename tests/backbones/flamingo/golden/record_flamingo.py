@@ -1,4 +1,4 @@
-"""Records what `open-flamingo` computes with a tiny random model, for tests/backbones/flamingo/test_backbone.py.
+"""Records outputs of `open-flamingo` with a tiny random model, for tests/backbones/flamingo/test_backbone.py.
 
 Run once, in an environment of its own (Python 3.10): pip install --no-deps open-flamingo==2.0.1 open-clip-torch==2.20.0
 transformers==4.34.1 tokenizers==0.14.1 huggingface-hub==0.17.3 safetensors==0.4.5 einops einops-exts==0.0.4, and

@@ -1,7 +1,7 @@
-"""From normalized pixels to the arguments under which a family of models takes its images.
+"""Turns normalized pixels into the arguments that a family of models takes for its images.
 
-Each function takes `SequenceImages` and returns arguments of the forward (and of its `get_image_features`). A row of
-`anyvla.backbones.families.quirks` names one.
+Each function is the `image_inputs` of a `anyvla.backbones.families.quirks.Quirk`. It returns arguments of the forward
+(and of `get_image_features`), whose shapes its docstring lists.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from anyvla.sequence.tokens import TokenSequence
@@ -21,13 +21,17 @@ from anyvla.sequence.tokens import TokenSequence
 class SequenceImages:
     """N images and the sequences that they belong to."""
 
-    pixels: Float[Tensor, "N 3 h w"]  # all of one size, in the order of their places
+    pixels: Float[Tensor, "N 3 h w"]  # all of one size, in the order of their positions
     sequence: TokenSequence
     image_mask: Bool[Tensor, "S L"]  # of image tokens
     config: Any  # of the model
     tokenizer: Any = None
     preprocessor: Mapping[str, Any] = field(default_factory=dict)  # the content of preprocessor_config.json
-    second_tokenizer: Any = None  # of what the vision side reads (`Quirk.second_tokenizer`)
+    second_tokenizer: Any = None  # see `Quirk.second_tokenizer`
+
+    def repeat(self, *numbers: int, dtype: torch.dtype = torch.int64) -> Int64[Tensor, "N n"] | Int32[Tensor, "N n"]:
+        """Return these numbers once for each image."""
+        return torch.tensor([numbers], dtype=dtype, device=self.pixels.device).repeat(len(self.pixels), 1)
 
 
 def flat(images: SequenceImages) -> dict[str, Tensor]:
@@ -36,31 +40,29 @@ def flat(images: SequenceImages) -> dict[str, Tensor]:
 
 
 def nested(images: SequenceImages) -> dict[str, Tensor]:
-    """(1, N, 3, h, w): one sample that holds every image, as the features are laid out flat anyway."""
+    """(1, N, 3, h, w): one sample with every image, as the features are laid out flat anyway."""
     return {"pixel_values": images.pixels[None]}
 
 
 def one_tile(images: SequenceImages) -> dict[str, Tensor]:
-    """(N, 1, 3, h, w): each image is its own only tile."""
+    """(N, 1, 3, h, w): each image has one tile."""
     return {"pixel_values": images.pixels[:, None]}
 
 
 def one_of_several(images: SequenceImages) -> dict[str, Tensor]:
-    """(N, 3, h, w), as in a prompt of more images than these, of which none is cut into tiles (LLaVA-OneVision)."""
-    n, _, h, w = images.pixels.shape
-    size = torch.tensor([[h, w]], device=images.pixels.device)
+    """(N, 3, h, w), as in a prompt of more images than these: none is cut into tiles (LLaVA-OneVision)."""
     return {
         "pixel_values": images.pixels,
-        "image_sizes": size.repeat(n, 1),
-        "batch_num_images": torch.tensor([n + 1], device=images.pixels.device),
+        "image_sizes": images.repeat(*images.pixels.shape[2:]),
+        "batch_num_images": torch.tensor([len(images.pixels) + 1], device=images.pixels.device),
     }
 
 
 def beside(images: SequenceImages) -> dict[str, Tensor]:
-    """(S, N, 3, h, w), N images a sequence, and (S, L, N): 1 where a place reads an image (Idefics 1).
+    """(S, N, 3, h, w), N images per sequence, and (S, L, N): 1 where a position reads an image (Idefics 1).
 
-    Text and queries read all images of their step. Places amid these read the latest only: as cross-attention knows no
-    order, that is what tells the cameras apart.
+    Text and queries read all images of their step. Positions between images read the latest one only, which is how the
+    model distinguishes cameras: cross-attention has no order.
     """
     each = len(images.pixels) // len(images.sequence.images)
     pixels, own, shown = by_sequence(images)
@@ -72,13 +74,13 @@ def beside(images: SequenceImages) -> dict[str, Tensor]:
 def by_sequence(
     images: SequenceImages,
 ) -> tuple[Float[Tensor, "S N 3 h w"], Bool[Tensor, "S L steps"], Int64[Tensor, "S L"]]:
-    """The N images of each sequence; which step a place belongs to; how many of that step's images come up to there.
+    """Return the N images of each sequence, the step of each position, and how many images of that step precede it.
 
-    A sequence of fewer steps is filled up with images that no place reads.
+    A sequence with fewer steps is padded with images that no position reads.
     """
     step, each = images.sequence.step_ids, len(images.pixels) // len(images.sequence.images)
     steps = step.amax(1) + 1  # of each sequence
     slots = torch.arange(int(steps.max()), device=step.device)
-    which = ((steps.cumsum(0) - steps)[:, None] + slots).clamp_max(len(images.sequence.images) - 1)
-    pixels = images.pixels.unflatten(0, (-1, each))[which].flatten(1, 2)
+    chosen = ((steps.cumsum(0) - steps)[:, None] + slots).clamp_max(len(images.sequence.images) - 1)
+    pixels = images.pixels.unflatten(0, (-1, each))[chosen].flatten(1, 2)
     return pixels, step[:, :, None] == slots, images.image_mask.cumsum(1) - each * step

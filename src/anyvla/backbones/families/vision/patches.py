@@ -1,13 +1,13 @@
-"""Images for towers that read patches: rows of a matrix instead of a picture, in an order of each family's own.
+"""Images for towers that read patches, in the order of each family. Functions are like the ones in `inputs`.
 
-A wrong order is silent (the model sees a shuffled picture), so the tests compare each function with the image
-processor that `transformers` ships for the family. Functions as in `anyvla.backbones.families.vision.inputs`.
+A wrong order raises no error (the model sees a shuffled picture), so the tests compare each function with the image
+processor of `transformers` for the family.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from anyvla.backbones.families.vision.inputs import SequenceImages
@@ -23,14 +23,15 @@ def patches_thw(images: SequenceImages) -> dict[str, Tensor]:
     groups = images.pixels.reshape(n, 3, rows // merge, merge, p, columns // merge, merge, p)
     groups = groups.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (N, R, C, m, m, 3, p, p)
     patches = groups.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, t, -1, -1)  # a still image is t equal frames
-    grid = torch.tensor([[1, rows, columns]], device=images.pixels.device)
-    return {"pixel_values": patches.reshape(n * rows * columns, -1), "image_grid_thw": grid.repeat(n, 1)}
+    return {
+        "pixel_values": patches.reshape(n * rows * columns, -1),
+        "image_grid_thw": images.repeat(1, rows, columns),
+    }
 
 
 def patches_unmerged(images: SequenceImages) -> dict[str, Tensor]:
     """As `patches_thw`, row by row: nothing is merged (VideoLLaMA 3)."""
-    given = patches_thw(images)
-    return {**given, "image_merge_sizes": torch.ones_like(given["image_grid_thw"][:, 0])}
+    return {**patches_thw(images), "image_merge_sizes": images.repeat(1)[:, 0]}
 
 
 def patches_stacked(images: SequenceImages) -> dict[str, Tensor]:
@@ -38,22 +39,24 @@ def patches_stacked(images: SequenceImages) -> dict[str, Tensor]:
     p = images.config.vision_config.patch_size
     n, _, h, w = images.pixels.shape
     patches = images.pixels.reshape(n, 3, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)  # (N, rows, columns, 3, p, p)
-    grid = torch.tensor([[1, h // p, w // p]], device=images.pixels.device)
-    return {"pixel_values": patches.reshape(-1, 3, p, p), "image_grid_thw": grid.repeat(n, 1)}
+    return {"pixel_values": patches.reshape(-1, 3, p, p), "image_grid_thw": images.repeat(1, h // p, w // p)}
 
 
 def patches_shaped(images: SequenceImages) -> dict[str, Tensor]:
     """Patches (N, patches, p * p * 3), row by row, channels last, and each image's rows and columns (SigLIP 2)."""
     p = images.config.vision_config.patch_size
     patches = patches_channels_last(images.pixels, p)
-    n, _, h, w = images.pixels.shape
-    shape = torch.tensor([[h // p, w // p]], device=patches.device)
-    all_of_them = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
-    return {"pixel_values": patches, "spatial_shapes": shape.repeat(n, 1), "pixel_attention_mask": all_of_them}
+    h, w = images.pixels.shape[2:]
+    mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
+    return {
+        "pixel_values": patches,
+        "spatial_shapes": images.repeat(h // p, w // p),
+        "pixel_attention_mask": mask,
+    }
 
 
 def patches_placed(images: SequenceImages) -> dict[str, Tensor]:
-    """Patches (N, patches, p * p * 3), row by row, channels last, and where each lies, x before y (Gemma 4)."""
+    """Patches (N, patches, p * p * 3), row by row, channels last, and their positions, x before y (Gemma 4)."""
     return _placed(images, images.config.vision_config.patch_size)
 
 
@@ -66,10 +69,8 @@ def patches_placed_whole(images: SequenceImages) -> dict[str, Tensor]:
 def _placed(images: SequenceImages, p: int) -> dict[str, Tensor]:
     patches = patches_channels_last(images.pixels, p)
     n, _, h, w = images.pixels.shape
-    rows, columns = torch.arange(h // p, device=patches.device), torch.arange(w // p, device=patches.device)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    places = torch.stack([x, y], -1).flatten(0, 1)  # (patches, 2)
-    return {"pixel_values": patches, "image_position_ids": places.expand(n, -1, -1)}
+    positions = list_positions(h // p, w // p, patches.device).flip(1)
+    return {"pixel_values": patches, "image_position_ids": positions.expand(n, -1, -1)}
 
 
 def patches_in_a_row(images: SequenceImages) -> dict[str, Tensor]:
@@ -77,24 +78,27 @@ def patches_in_a_row(images: SequenceImages) -> dict[str, Tensor]:
     p = images.config.vision_config.patch_size
     n, _, h, w = images.pixels.shape
     strips = images.pixels.reshape(n, 3, h // p, p, w).permute(1, 3, 0, 2, 4)  # (3, p, N, rows, w)
-    shape = torch.tensor([[h // p, w // p]], dtype=torch.int32, device=strips.device)
-    return {"pixel_values": strips.reshape(1, 3, p, -1), "target_sizes": shape.repeat(n, 1)}
+    shapes = images.repeat(h // p, w // p, dtype=torch.int32)
+    return {"pixel_values": strips.reshape(1, 3, p, -1), "target_sizes": shapes}
 
 
 def patches_of_all(images: SequenceImages) -> dict[str, Tensor]:
-    """The patches of all images as of one, (1, N * patches, p * p * 3), row by row, channels last (Fuyu)."""
+    """Patches of all images, (1, N * patches, p * p * 3), row by row, channels last (Fuyu)."""
     return {"pixel_values": patches_channels_last(images.pixels, images.config.patch_size).flatten(0, 1)[None]}
 
 
 def sized(images: SequenceImages) -> dict[str, Tensor]:
     """(N, 3, h, w), and each image's height and width in pixels (Pixtral's tower)."""
-    n, _, h, w = images.pixels.shape
-    size = torch.tensor([[h, w]], device=images.pixels.device)
-    return {"pixel_values": images.pixels, "image_sizes": size.repeat(n, 1)}
+    return {"pixel_values": images.pixels, "image_sizes": images.repeat(*images.pixels.shape[2:])}
 
 
 def patches_channels_last(pixels: Float[Tensor, "N 3 h w"], p: int) -> Float[Tensor, "N n d"]:
-    """Patches (N, patches, p * p * 3), row by row."""
+    """Return patches (N, patches, p * p * 3), row by row."""
     n, _, h, w = pixels.shape
     patches = pixels.reshape(n, 3, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1)  # (N, rows, columns, p, p, 3)
     return patches.reshape(n, (h // p) * (w // p), -1)
+
+
+def list_positions(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "n 2"]:
+    """Return the row and column of each patch of an image, row by row."""
+    return torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))

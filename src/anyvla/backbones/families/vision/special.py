@@ -1,4 +1,4 @@
-"""Image inputs of families that fit no other module. The functions are like those of `inputs`."""
+"""Image inputs of families that fit no other module. The functions are like the ones in `inputs`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from anyvla.backbones.control_tokens import encode_plainly
 from anyvla.backbones.families.vision.inputs import SequenceImages, by_sequence
-from anyvla.backbones.families.vision.patches import patches_channels_last
+from anyvla.backbones.families.vision.patches import list_positions, patches_channels_last
 
 MOLMO_POOL = 2  # patches in a row and in a column that make one token
 
 
 def nothing(_images: SequenceImages) -> dict[str, Any]:
-    """No arguments."""
+    """Return no arguments."""
     return {}
 
 
 def no_features(images: SequenceImages) -> dict[str, Any]:
-    """No pixels, but the features of no image (BLIP-2 and InstructBLIP want one of both)."""
+    """Return the features of no image, as BLIP-2 and InstructBLIP need pixels or features."""
     none = BaseModelOutputWithPooling(pooler_output=images.pixels.new_zeros(0))
     none.qformer_outputs = none.vision_outputs = None
     arguments = {"pixel_values": None, "mm_encoder_outputs": {"image": none}}
@@ -32,7 +32,7 @@ def no_features(images: SequenceImages) -> dict[str, Any]:
 
 
 def instructed(images: SequenceImages) -> dict[str, Tensor]:
-    """(N, 3, h, w), and what the Q-Former reads beside each image: the text of its step, in ids of its own."""
+    """Return (N, 3, h, w) and, for the Q-Former, the ids of the text of each image's step."""
     text = _texts_of_steps(images)
     read = encode_plainly(images.second_tokenizer, text).to(images.pixels.device)
     each = len(images.pixels) // len(text)
@@ -44,7 +44,7 @@ def instructed(images: SequenceImages) -> dict[str, Tensor]:
 
 
 def _texts_of_steps(images: SequenceImages) -> list[str]:
-    """The text of each of the M steps, read back from its tokens."""
+    """Decode the text of each of the M steps from its tokens."""
     sequence = images.sequence
     written = sequence.attention_mask & ~sequence.query_mask & ~images.image_mask
     rows = zip(sequence.input_ids.tolist(), sequence.step_ids.masked_fill(~written, -1).tolist(), strict=True)
@@ -59,25 +59,26 @@ def _texts_of_steps(images: SequenceImages) -> list[str]:
 
 
 def kosmos_patch(config: Any) -> int:
-    """The side of a patch in pixels, which KosMos-2.5's configuration does not name."""
+    """Return the side of a patch in pixels, which KosMos-2.5's configuration gives only indirectly."""
     return math.isqrt(config.vision_config.patch_embed_hidden_size // 3)
 
 
-def side(count: int, step: int) -> int:
-    """The side in pixels of the largest square that takes at most `count` tokens, each `step` pixels wide."""
+def find_square_side(count: int, step: int) -> int:
+    """Return the side in pixels of the largest square of at most `count` tokens, each `step` pixels wide."""
     return math.isqrt(count) * step
 
 
 def kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
     """Return the side that KosMos-2.5's image processor gives a square image: the most patches allowed."""
     most = config.vision_config.max_num_patches
-    return side(min(most, preprocessor.get("max_patches", most)), kosmos_patch(config))
+    return find_square_side(min(most, preprocessor.get("max_patches", most)), kosmos_patch(config))
 
 
 def patches_standardized(images: SequenceImages) -> dict[str, Tensor]:
-    """(N, patches, 2 + p * p * 3), row by row: row and column, from 1, and the patch, channels last (KosMos-2.5).
+    """Return (N, patches, 2 + p * p * 3), row by row: row and column from 1, then the patch (KosMos-2.5).
 
-    The image is standardized by its own mean and spread, taken from the camera's pixels before they are scaled.
+    Patches are channels last. Each image is standardized by the mean and standard deviation of the camera's pixels,
+    before they are scaled.
     """
     raw = images.sequence.images.flatten(0, 1).to(images.pixels.device).float()  # (N, H, W, 3)
     mean, spread = raw.mean((1, 2, 3)), raw.std((1, 2, 3), correction=0).clamp_min(raw[0].numel() ** -0.5)
@@ -86,46 +87,45 @@ def patches_standardized(images: SequenceImages) -> dict[str, Tensor]:
     p = kosmos_patch(images.config)
     patches = patches_channels_last((images.pixels.float() - mean) / spread, p)
     n, _, h, w = images.pixels.shape
-    rows, columns = torch.arange(h // p, device=patches.device), torch.arange(w // p, device=patches.device)
-    where = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1) + 1  # (patches, 2)
-    flat = torch.cat([where.expand(n, -1, -1), patches], -1)
+    positions = list_positions(h // p, w // p, patches.device) + 1
+    flat = torch.cat([positions.expand(n, -1, -1), patches], -1)
     return {"flattened_patches": flat.to(images.pixels.dtype)}
 
 
 def mark_image_tokens_and_ends(images: SequenceImages) -> Int64[Tensor, "S L"]:
-    """1 at image tokens, -1 at the token before and the one after an image's, which share their segment."""
-    places = images.image_mask
-    before, after = nn.functional.pad(places, (0, 1))[:, 1:], nn.functional.pad(places, (1, 0))[:, :-1]
-    return places.long() - ((before | after) & ~places).long()
+    """Return 1 at image tokens and -1 at the tokens before and after each image, which share its segment."""
+    inside = images.image_mask
+    before, after = nn.functional.pad(inside, (0, 1))[:, 1:], nn.functional.pad(inside, (1, 0))[:, :-1]
+    return inside.long() - ((before | after) & ~inside).long()
 
 
 def emu_patch(config: Any) -> int:
-    """The side in pixels of what becomes one token of Emu 3."""
+    """Return the side in pixels of one token of Emu 3."""
     return 2 ** (len(config.vq_config.channel_multiplier) - 1)
 
 
 def emu_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of an image's tokens: the last of each row ends it."""
+    """Return the rows and columns of an image's tokens; the last column holds the ends of rows."""
     side = emu_patch(config)
     return size[0] // side, size[1] // side + 1
 
 
-def emu_opens(config: Any, size: tuple[int, int]) -> str:
+def open_emu_image(config: Any, size: tuple[int, int]) -> str:
     """Return the text that opens an image: its size in tokens."""
     rows, columns = emu_grid(config, size)
     return f"<|image start|>{rows}*{columns - 1}"
 
 
 def molmo_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of an image's tokens."""
+    """Return the rows and columns of an image's tokens."""
     side = config.vision_config.patch_size * MOLMO_POOL
     return -(-size[0] // side), -(-size[1] // side)
 
 
 def patches_pooled(images: SequenceImages) -> dict[str, Tensor]:
-    """Patches (N, patches, p * p * 3), and of each image token the patches (2 x 2, -1 beyond the edge) that it pools.
+    """Return patches (N, patches, p * p * 3), and the 2 x 2 patches that each image token pools (Molmo 2).
 
-    Molmo 2. The patches of all images are counted on. Of an image's grids, the second (of crops) is empty.
+    Patches are numbered over all images; -1 is beyond the edge. The grid of crops is empty.
     """
     p = images.config.vision_config.patch_size
     patches = patches_channels_last(images.pixels, p)
@@ -134,29 +134,29 @@ def patches_pooled(images: SequenceImages) -> dict[str, Tensor]:
     number = torch.arange(n * rows * columns, device=patches.device).view(n, rows, columns)
     number = nn.functional.pad(number, (0, columns % MOLMO_POOL, 0, rows % MOLMO_POOL), value=-1)
     pooled = number.unflatten(2, (-1, MOLMO_POOL)).unflatten(1, (-1, MOLMO_POOL)).transpose(2, 3)  # (N, R, C, 2, 2)
-    grid = torch.tensor([[*pooled.shape[1:3], 0, 0]], device=patches.device)
     return {
         "pixel_values": patches,
         "image_token_pooling": pooled.reshape(-1, MOLMO_POOL**2),
-        "image_grids": grid.repeat(n, 1),
-        "image_num_crops": grid.new_ones(n),
+        "image_grids": images.repeat(*pooled.shape[1:3], 0, 0),
+        "image_num_crops": images.repeat(1)[:, 0],
     }
 
 
 def mark_image_area(images: SequenceImages) -> Int64[Tensor, "S L"]:
-    """1 at image tokens and at those around and between them."""
+    """Return 1 at image tokens and at the tokens around and between them."""
     ids = images.tokenizer.convert_tokens_to_ids(["<im_patch>", "<im_col>", "<low_res_im_start>", "<im_end>"])
     return torch.isin(images.sequence.input_ids, torch.tensor(ids, device=images.image_mask.device)).long()
 
 
 def beside_in_tiles(images: SequenceImages) -> dict[str, Tensor]:
-    """(S, N, tiles, 3, h, w), N images a sequence that fill the first of its tiles each (Llama 3.2 Vision).
+    """Return (S, N, tiles, 3, h, w): N images per sequence, each in the first of its tiles (Llama 3.2 Vision).
 
-    The mask (S, L, N, tiles) lets text and queries read all images of their step, and an image token those up to it.
+    The mask (S, L, N, tiles) lets text and queries read all images of their step, and image tokens the images up to
+    their own.
     """
     pixels, own, shown = by_sequence(images)
     each, tiles = len(images.pixels) // len(images.sequence.images), images.config.vision_config.max_num_tiles
-    # Queries before the images read them too: a place that reads none would read those of all steps, later ones too.
+    # Queries before the images read them too: a position that reads no image would read the images of all steps.
     shown = shown.masked_fill(images.sequence.query_mask, each)
     read = shown[:, :, None] > torch.arange(each, device=shown.device)
     read = (own[..., None] & read[:, :, None]).flatten(2)  # (S, L, N)

@@ -1,6 +1,6 @@
-"""Sizes of images in families that cut them into tiles, of which one is read here, or that have towers of two sizes.
+"""Sizes of images in families that cut them into tiles (one is read here) or have two towers.
 
-Functions as `anyvla.backbones.families.quirks.Quirk` wants them, for its `grid`, `multiple` and `vision`.
+The functions are values of `grid`, `size_multiple` and `image_inputs` of `anyvla.backbones.families.quirks.Quirk`.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from anyvla.backbones.images.resize import resize
 
 
 def llama4_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Patches, of which a pixel shuffle makes fewer."""
+    """Return the rows and columns of patches after the pixel shuffle."""
     vision = config.vision_config
     ratio = vision.pixel_shuffle_ratio
     return round(size[0] // vision.patch_size * ratio), round(size[1] // vision.patch_size * ratio)
 
 
 def granite4_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Windows of patches that queries summarize, and the embedding that ends an image; in one row."""
+    """Return one row: the queries that summarize windows of patches, and the embedding that ends an image."""
     rate = Fraction(config.downsample_rate)
     rows, columns = (int(side // config.vision_config.patch_size * rate) for side in size)
     return 1, rows * columns + 1
 
 
 def aria_side(config: Any) -> int:
-    """The smallest side in pixels whose number of patches the projector knows."""
+    """Return the smallest side in pixels for whose number of patches the projector has queries."""
     return math.isqrt(min(config.projector_patch_to_query_dict)) * config.vision_config.patch_size
 
 
 def two_sizes(images: SequenceImages) -> dict[str, Tensor]:
-    """Each image at the size of both towers (DeepSeek-VL 7B), from levels 0..255; the small one is made of the large.
+    """Return each image (N, 3, h, w) at the sizes of both towers (DeepSeek-VL 7B), from levels 0..255.
 
-    Shapes (N, 3, h, w). The towers' normalizations are those of preprocessor_config.json.
+    The small image is scaled from the large one. preprocessor_config.json gives the towers' normalizations.
     """
-    side, told = images.config.vision_config.image_size, images.preprocessor
+    side, numbers = images.config.vision_config.image_size, images.preprocessor
     large = images.pixels.permute(0, 2, 3, 1).to(torch.uint8)
-    small = resize(large, (side, side), told.get("resample", 3))
+    small = resize(large, (side, side), numbers.get("resample", 3))
     return {
-        "pixel_values": _normalized(small.to(images.pixels.dtype), told, "image"),
-        "high_res_pixel_values": _normalized(images.pixels, told, "high_res_image"),
+        "pixel_values": _normalize(small.to(images.pixels.dtype), numbers, "image"),
+        "high_res_pixel_values": _normalize(images.pixels, numbers, "high_res_image"),
     }
 
 
-def _normalized(pixels: Tensor, told: Mapping[str, Any], name: str) -> Tensor:
-    numbers = told.get(f"{name}_mean", OPENAI_CLIP_MEAN), told.get(f"{name}_std", OPENAI_CLIP_STD)
-    mean, std = torch.tensor(numbers, device=pixels.device).view(2, 3, 1, 1)
-    return ((pixels.float() * told.get("rescale_factor", 1 / 255) - mean) / std).to(pixels.dtype)
+def _normalize(pixels: Tensor, numbers: Mapping[str, Any], name: str) -> Tensor:
+    given = numbers.get(f"{name}_mean", OPENAI_CLIP_MEAN), numbers.get(f"{name}_std", OPENAI_CLIP_STD)
+    mean, std = torch.tensor(given, device=pixels.device).view(2, 3, 1, 1)
+    return ((pixels.float() * numbers.get("rescale_factor", 1 / 255) - mean) / std).to(pixels.dtype)
