@@ -14,6 +14,11 @@ from jaxtyping import Int, Num
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
+def spread_evenly(count: int, most: int) -> Int[np.ndarray, "K"]:
+    """Return at most `most` of the numbers 0 .. count - 1, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
 def compute_statistics(array: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
     """Return `{"min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99": D values each, "count": [T]}`.
 
@@ -38,9 +43,8 @@ def compute_statistics(array: Num[np.ndarray, "T D"]) -> dict[str, list[float]]:
 
 def image_histogram(frames: np.ndarray, most_frames: int = 100, most_side: int = 150) -> Int[np.ndarray, "3 256"]:
     """Count each value per channel in evenly spread frames of (T, H, W, 3) uint8; large images are subsampled."""
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), most_frames)).round().astype(int))
     step = -(-max(frames.shape[1:3]) // most_side)
-    sample = frames[chosen, ::step, ::step]
+    sample = frames[spread_evenly(len(frames), most_frames), ::step, ::step]
     return np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)])
 
 

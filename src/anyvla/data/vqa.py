@@ -90,9 +90,8 @@ class VQADataset:
 def open_vqa(path: Path | str, pictures: Path | str | None = None) -> VQADataset:
     """Open a folder or a file of vision-language data; its layout is recognized by names and first keys.
 
-    docs/data_vqa.md describes the layouts.
-    Names of images are relative to `pictures`; None is the folder of the text (for COCO, its `images` folder if there
-    is one). Raises ValueError for an unreadable entry, with its number.
+    docs/data_vqa.md describes the layouts. Names of images are relative to `pictures`; None is the folder of the text
+    (for COCO, its `images` folder if there is one). Raises ValueError for an unreadable entry, with its number.
     """
     root = Path(path)
     if not root.exists():

@@ -20,6 +20,7 @@ from anyvla.cli.console import Console
 from anyvla.cli.data.statistics import statistics_table
 from anyvla.config import to_dict
 from anyvla.data.episode import EpisodeDataset
+from anyvla.data.statistics import spread_evenly
 from anyvla.data.tools.measured import read_or_none
 from anyvla.files.documents import to_yaml
 from anyvla.text import clean_instruction
@@ -130,7 +131,7 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
         raise ValueError(f"{dataset.root} has no episodes")
     tasks = Counter(clean_instruction(dataset.task(i)) for i in range(len(dataset)))
     instructions, first = Counter[str](), None
-    for index in _some(len(dataset)):
+    for index in spread_evenly(len(dataset), 1000).tolist():
         episode = read_or_none(dataset, index)
         if episode is not None:
             instructions.update(episode.instructions[:1] or ("",))
@@ -160,10 +161,6 @@ def describe(dataset: EpisodeDataset) -> dict[str, Any]:
         },
         "fingerprint": dataset.fingerprint,
     }
-
-
-def _some(count: int, most: int = 1000) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def _statistics(dataset: EpisodeDataset) -> Any:

@@ -24,6 +24,7 @@ from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.formats.lerobot.dataset import LeRobotDataset
 from anyvla.data.formats.lerobot.writer import LeRobotWriter, discard_leftovers, is_complete, stage_episode
 from anyvla.data.open import open_dataset
+from anyvla.data.statistics import spread_evenly
 from anyvla.files import durable
 from anyvla.files.differences import check_same
 from anyvla.files.documents import read_object
@@ -154,7 +155,7 @@ def _verify(
         old, new = source[index], written[number]
         _compare(old, new, f"{root}, episode {number}, made of episode {index}")
         steps += len(new)
-        some = np.unique(np.linspace(0, len(old) - 1, _COMPARED).round().astype(int))
+        some = spread_evenly(len(old), _COMPARED)
         for camera, values in found.items():
             ratios = _psnr(old.images[camera][some], new.images[camera][some])
             if min(ratios, default=FLOOR_DB) < FLOOR_DB:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.statistics import spread_evenly
 from anyvla.data.threads import map_in_threads
 from anyvla.robot.rotations import Quaternions, read_rotations, relative
 from anyvla.robot.space import Group
@@ -26,8 +27,7 @@ class MeasuredNumbers:
 
     def __init__(self, episodes: int, proprio: int, actions: int) -> None:
         """`episodes` of the data set; `proprio`, `actions`: their dims."""
-        some = np.linspace(0, max(0, episodes - 1), min(_KEPT, episodes)).round().astype(int)
-        self._wanted = set(some.tolist())
+        self._wanted = set(spread_evenly(episodes, _KEPT).tolist())
         self.low = {"proprio": np.full(proprio, np.inf), "actions": np.full(actions, np.inf)}
         self.high = {"proprio": np.full(proprio, -np.inf), "actions": np.full(actions, -np.inf)}
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.statistics import spread_evenly
 from anyvla.data.tools.findings import Finding
 from anyvla.data.tools.measured import read_or_none
 from anyvla.robot.ranges import PRECISION, constant_dims
@@ -22,8 +23,8 @@ class Scale:
     """The range and the usual steps of each dim of a data set, from some of its episodes."""
 
     def __init__(self, dataset: EpisodeDataset, most: int = 200) -> None:
-        some = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int))
-        episodes = [e for i in some.tolist() if (e := read_or_none(dataset, i)) is not None]
+        some = spread_evenly(len(dataset), most).tolist()
+        episodes = [e for i in some if (e := read_or_none(dataset, i)) is not None]
         self.spread, self.step = dict[str, np.ndarray](), dict[str, np.ndarray]()  # inf where unknown
         self.constant = dict[str, list[int]]()  # the dims that never vary
         for name, space in (("actions", dataset.embodiment.action), ("proprio", dataset.embodiment.proprio)):

@@ -27,7 +27,7 @@ from anyvla.data.formats import video
 from anyvla.data.formats.lerobot.info import TIME
 from anyvla.data.formats.lerobot.merge import merge
 from anyvla.data.formats.lerobot.reader import ACTION, STATE
-from anyvla.data.statistics import image_histogram
+from anyvla.data.statistics import image_histogram, spread_evenly
 from anyvla.files import durable
 from anyvla.files.differences import check_same
 from anyvla.files.documents import read_object
@@ -208,7 +208,7 @@ def is_complete(root: Path) -> bool:
 def _iterate_frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarray]:
     """Yield frame by frame, decoding few at once. Evenly spaced frames are counted in the histogram."""
     length = len(images)
-    counted = np.unique(np.linspace(0, length - 1, min(length, _STATISTICS_FRAMES)).round().astype(int))
+    counted = spread_evenly(length, _STATISTICS_FRAMES)
     for first in range(0, length, _FRAMES_AT_ONCE):
         block = images[first : first + _FRAMES_AT_ONCE]
         chosen = counted[(counted >= first) & (counted < first + len(block))] - first
