@@ -55,7 +55,7 @@ def test_a_real_environment() -> None:
     assert not np.array_equal(starts[0].proprio, starts[1].proprio)
     assert environment.limits[1].tolist() == [1, 1]  # type: ignore[attr-defined]
     assert environment.frame(96, 128).shape == (96, 128, 3)
-    with pytest.raises(ValueError, match="has no factor 'light': it has none"):
+    with pytest.raises(ValueError, match="has no factor 'light': known: none"):
         environment.reset(ID, 0, {"light": "dim"})
 
 

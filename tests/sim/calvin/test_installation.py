@@ -8,7 +8,7 @@ import pytest
 from anyvla_sim.base import BenchmarkUnusable, NotInstalled
 from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.sequences import UTILS
-from anyvla_sim.checkouts import git_commit
+from anyvla_sim.checkouts import read_git_commit
 from tests.sim.calvin import calvin_root
 
 
@@ -60,7 +60,7 @@ def test_phrases_of_the_official_evaluation(root: Path) -> None:
 
 def test_a_folder_outside_of_git_has_an_unknown_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(root.parent))
-    assert git_commit(root) == "unknown"
+    assert read_git_commit(root) == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_the_defaults_are_as_published(root: str) -> None:
 
 def test_versions_name_both_checkouts(benchmark: Calvin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calvin.metadata, "version", lambda name: f"{name} 1.0")
-    monkeypatch.setattr(calvin, "git_commit", lambda folder: f"commit of {folder.name}")
+    monkeypatch.setattr(calvin, "read_git_commit", lambda folder: f"commit of {folder.name}")
     assert benchmark.versions() == {
         "pybullet": "pybullet 1.0",
         "numpy": "numpy 1.0",

@@ -10,14 +10,22 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from anyvla_sim.libero.benchmark import LiberoEnvironment
-from anyvla_sim.libero.geometry import OPENING, PALM, TIP, HeightMap, SceneGeometry, box_surface, hand_points
+from anyvla_sim.libero.geometry import (
+    OPENING,
+    PALM,
+    TIP,
+    HeightMap,
+    SceneGeometry,
+    sample_box_surface,
+    sample_hand_points,
+)
 
 ORIGIN = np.array([0.0, 0.0])
 
 
 def test_points_of_a_box_are_on_its_surface_and_close() -> None:
     half = np.array([0.02, 0.03, 0.01])
-    points = box_surface(half)
+    points = sample_box_surface(half)
     assert np.abs(points).max(0) == pytest.approx(half)
     on_a_face = np.isclose(np.abs(points), half).any(1)
     assert on_a_face.all()
@@ -54,13 +62,13 @@ def test_points_below_an_overhang_cannot_rise() -> None:
 
 
 def test_the_hand_has_two_fingers_below_its_palm() -> None:
-    points = hand_points(np.eye(3), OPENING)
+    points = sample_hand_points(np.eye(3), OPENING)
     assert points[:, 2].max() == pytest.approx(TIP)  # z goes out of the palm
     fingers = points[points[:, 2] > PALM + 0.001]
     assert np.abs(fingers[:, 0]).min() == pytest.approx(OPENING / 2)
     assert (fingers[:, 0] > 0).sum() == (fingers[:, 0] < 0).sum()
     turn = Rotation.from_euler("xyz", [0.4, 0.2, 1.0]).as_matrix()
-    assert hand_points(turn, OPENING) == pytest.approx(np.array([turn @ point for point in points]))
+    assert sample_hand_points(turn, OPENING) == pytest.approx(np.array([turn @ point for point in points]))
 
 
 def make_scene(**parts: Any) -> SceneGeometry:

@@ -304,8 +304,8 @@ def test_the_official_aggregation_follows_from_plain_means() -> None:
     for group, tasks in groups.items():
         official = np.mean([np.mean([np.mean(episodes) for episodes in by_variant[task].values()]) for task in tasks])
         assert summary.groups[group].value == pytest.approx(official)
-    assert summary.group_mean is not None
-    assert summary.group_mean.value == pytest.approx(np.mean([summary.groups[group].value for group in groups]))
+    assert summary.mean_over_groups is not None
+    assert summary.mean_over_groups.value == pytest.approx(np.mean([summary.groups[group].value for group in groups]))
 
 
 @given(angle, angle, angle)

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 
-def git_commit(folder: Path) -> str:
+def read_git_commit(folder: Path) -> str:
     """Return the git commit of the checkout that contains `folder`, or "unknown" outside of a checkout."""
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
     try:

@@ -20,7 +20,7 @@ from anyvla_sim.base import Benchmark, Environment, Observation, Suite, Task
 from anyvla_sim.calvin import installation
 from anyvla_sim.calvin.sequences import COUNT, Chain, load_chains, load_start_states
 from anyvla_sim.calvin.world import Screen, World
-from anyvla_sim.checkouts import git_commit
+from anyvla_sim.checkouts import read_git_commit
 from anyvla_sim.names import check_factors, check_name
 
 SUITES = ("ABC-D", "ABCD-D")  # the rooms of the training data; both are played in D
@@ -121,8 +121,8 @@ class Calvin(Benchmark):
         found = {name: metadata.version(name) for name in ("pybullet", "numpy", "scipy")}
         return {
             **found,
-            "calvin": git_commit(self.root),
-            "calvin_env": git_commit(self.root / "calvin_env"),
+            "calvin": read_git_commit(self.root),
+            "calvin_env": read_git_commit(self.root / "calvin_env"),
             "gl": self.driver,
         }
 

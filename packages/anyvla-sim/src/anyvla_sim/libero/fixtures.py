@@ -7,7 +7,7 @@ from typing import Callable
 import numpy as np
 
 from anyvla_sim.libero import grasps
-from anyvla_sim.libero.geometry import FINGER_HALF, FINGER_THICK, OPENING, TIP, Joint, SceneGeometry, hand_points
+from anyvla_sim.libero.geometry import FINGER_HALF, FINGER_THICK, OPENING, TIP, Joint, SceneGeometry, sample_hand_points
 from anyvla_sim.libero.motion import CLOSE, OPEN, SPEED, limit_norm, move_straight, rotation_vector
 from anyvla_sim.libero.skills import Pose, Skill
 
@@ -64,18 +64,18 @@ class MoveJoint(JointSkill):
             out = joint.axis * self._sign
             along = points @ out
             handle = along > along.max() - HANDLE
-            rotations = grasps.tilted_rotations(-out, np.deg2rad([50, 60, 70, 80, 90]).tolist())
+            rotations = grasps.list_tilted_rotations(-out, np.deg2rad([50, 60, 70, 80, 90]).tolist())
             rest = points[~handle]
             points = points[handle]
         else:
-            rotations, rest = grasps.downward_rotations(), points[:0]
+            rotations, rest = grasps.list_downward_rotations(), points[:0]
         around = self._scene.points_around(points.mean(0), 0.2, self._bodies)
         floor = self._scene.floor_height(points.max(0)) + 0.003
         others = np.concatenate([around, rest])
         return self._find_grasp(self._body, points, others, rotations, floor)
 
     def _reach(self) -> np.ndarray:
-        goal, turn = self._grasp_pose(self._body, self._grasp)
+        goal, turn = self._get_grasp_pose(self._body, self._grasp)
         here, now = self._scene.hand_pose()
         start = goal - STANDOFF * turn[:, 2]
         if np.linalg.norm(start - here) < 0.025 and np.linalg.norm(rotation_vector(turn @ now.T)) < 0.15:
@@ -83,7 +83,7 @@ class MoveJoint(JointSkill):
         return self._move_hand_over(start - here, turn, OPEN, align=0.03)
 
     def _insert(self) -> np.ndarray:
-        goal, turn = self._grasp_pose(self._body, self._grasp)
+        goal, turn = self._get_grasp_pose(self._body, self._grasp)
         here, _ = self._scene.hand_pose()
         offset = goal - here
         depth = float(offset @ turn[:, 2])
@@ -104,7 +104,7 @@ class MoveJoint(JointSkill):
         if self._there():
             return self._enter(self._release)
         joint = self._scene.joint(self._joint)
-        goal, turn = self._grasp_pose(self._body, self._grasp)
+        goal, turn = self._get_grasp_pose(self._body, self._grasp)
         here, _ = self._scene.hand_pose()
         if np.linalg.norm(goal - here) > 0.03:  # slipped off
             return self._enter(self._reach)
@@ -133,7 +133,7 @@ class CloseDrawer(JointSkill):
     def _find_front(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the direction of the push (3,), and the hand's position (3,) and rotation (3, 3) at the front."""
         into = self._scene.joint(self._joint).axis * self._sign
-        turn = grasps.tilted_rotations(into, [PUSH])[0][0]
+        turn = grasps.list_tilted_rotations(into, [PUSH])[0][0]
         points = self._scene.points(self._bodies)
         front = points[points @ into < (points @ into).min() + HANDLE].mean(0) - turn[:, 2] * TIP
         return into, front, turn
@@ -183,7 +183,7 @@ class PushObject(Skill):
         aside = np.abs(points @ self._turn[:, 0])
         fingers = (aside > OPENING / 2) & (aside < OPENING / 2 + FINGER_THICK[0])
         back = float((-points @ self._face)[fingers].max())
-        tips = float(hand_points(self._turn, OPENING)[:, 2].min())
+        tips = float(sample_hand_points(self._turn, OPENING)[:, 2].min())
         low = self._scene.floor_height(middle + (0, 0, 0.05)) + ABOVE - tips
         goal = np.append(middle[:2], low) - (back + FINGER_HALF) * self._face
         return goal - self._scene.hand_pose()[0]

@@ -23,7 +23,7 @@ OPENING = 0.077  # between open fingers
 WRIST, WRIST_RADIUS = -0.15, 0.056  # z where the link that carries the hand begins, and its radius
 
 
-def box_surface(half: np.ndarray, spacing: float = SPACING) -> np.ndarray:
+def sample_box_surface(half: np.ndarray, spacing: float = SPACING) -> np.ndarray:
     """Return points (N, 3) on the surface of a box with half sizes `half` (3,), `spacing` apart, at most 40 an edge."""
     axes = [np.linspace(-h, h, int(np.clip(np.ceil(2 * h / spacing) + 1, 2, 40))) for h in half]
     faces = []
@@ -74,7 +74,7 @@ class SceneGeometry:
             if self.model.geom_type[geom] == _PLANE or np.sort(bounds[3:])[1] > LARGE:
                 self._levels.append(geom)
                 continue
-            points = bounds[:3] + box_surface(bounds[3:])
+            points = bounds[:3] + sample_box_surface(bounds[3:])
             local.append(points)
             owner.append(np.full(len(points), geom))
         self._local = np.concatenate(local)
@@ -212,13 +212,13 @@ class HeightMap:
         return found
 
 
-def hand_points(rotation: np.ndarray, opening: float) -> np.ndarray:
+def sample_hand_points(rotation: np.ndarray, opening: float) -> np.ndarray:
     """Return points (N, 3) on the outside of a hand with a rotation (3, 3) and opening (m), relative to its origin."""
     parts = []
     for side in (-1, 1):
         for low, high, thick in ((-0.012, TIP, FINGER_THICK[0]), (PALM, -0.012, FINGER_THICK[1])):
-            box = box_surface(np.array([thick / 2, FINGER_HALF, (high - low) / 2]))
+            box = sample_box_surface(np.array([thick / 2, FINGER_HALF, (high - low) / 2]))
             parts.append(box + (side * (opening / 2 + thick / 2), 0.0, (low + high) / 2))
-    palm = box_surface(np.array([*PALM_HALF, 0.03]), 0.01)
+    palm = sample_box_surface(np.array([*PALM_HALF, 0.03]), 0.01)
     parts.append(palm + (0.0, 0.0, PALM - 0.03))
     return np.concatenate(parts) @ rotation.T

@@ -36,7 +36,7 @@ def hand_rotation(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]) @ DOWN
 
 
-def downward_rotations(step: float = np.pi / 12) -> list[tuple[np.ndarray, float]]:
+def list_downward_rotations(step: float = np.pi / 12) -> list[tuple[np.ndarray, float]]:
     """Return hand rotations that point down, each with its cost: turning the wrist costs.
 
     They cover half a turn, since the fingers are alike, on the side where the last joint is far from its limit.
@@ -45,7 +45,7 @@ def downward_rotations(step: float = np.pi / 12) -> list[tuple[np.ndarray, float
     return [(hand_rotation(a), 0.03 * abs(a)) for a in angles]
 
 
-def tilted_rotations(forward: np.ndarray, angles: Sequence[float]) -> list[tuple[np.ndarray, float]]:
+def list_tilted_rotations(forward: np.ndarray, angles: Sequence[float]) -> list[tuple[np.ndarray, float]]:
     """Return hand rotations tilted by `angles` (rad from vertical) towards the horizontal direction `forward` (3,)."""
     found = []
     for angle in angles:

@@ -9,7 +9,7 @@ import numpy as np
 
 from anyvla_sim.base import ExpertStuck
 from anyvla_sim.libero import grasps
-from anyvla_sim.libero.geometry import HeightMap, SceneGeometry, hand_points
+from anyvla_sim.libero.geometry import HeightMap, SceneGeometry, sample_hand_points
 from anyvla_sim.libero.motion import CLOSE, OPEN, move_over, move_straight
 
 AROUND = 0.35  # m around an object within which other objects limit its grasps
@@ -58,7 +58,7 @@ class Skill(ABC):
         if self._field is None:
             self._field = self._scene.height_map()
         here, now = self._scene.hand_pose()
-        hand = hand_points(now, self._scene.finger_opening()) + here
+        hand = sample_hand_points(now, self._scene.finger_opening()) + here
         return move_over(self._scene, self._field, hand, shift, turn, grip, align)
 
     def _find_grasp(
@@ -70,9 +70,9 @@ class Skill(ABC):
         floor: float,
         failed: Sequence[np.ndarray] = (),
     ) -> Pose:
-        """Return a grasp, as `grasps.find_grasp`, in the frame of the named object or body, as `failed`.
+        """Return the grasp of `grasps.find_grasp` in the frame of the named object or body. Raises ExpertStuck.
 
-        Raises ExpertStuck if there is none.
+        `failed` are positions in that frame, too.
         """
         position, rotation = self._scene.pose(name)
         tried = [position + rotation @ f for f in failed]
@@ -81,7 +81,7 @@ class Skill(ABC):
             raise ExpertStuck(f"no grasp of {name}: nothing of it fits between the open fingers")
         return rotation.T @ (found.position - position), rotation.T @ found.rotation
 
-    def _grasp_pose(self, name: str, grasp: Pose) -> Pose:
+    def _get_grasp_pose(self, name: str, grasp: Pose) -> Pose:
         """Return the hand's pose in the world at a grasp in the frame of the named object or body."""
         position, rotation = self._scene.pose(name)
         return position + rotation @ grasp[0], rotation @ grasp[1]
@@ -105,12 +105,12 @@ class CarryObject(Skill):
         points = self._scene.points(self._bodies)
         others = self._scene.points_around(points.mean(0), AROUND, self._bodies)
         floor = self._scene.floor_height(points.max(0)) + 0.002
-        return self._find_grasp(self._item, points, others, grasps.downward_rotations(), floor, self._failed)
+        return self._find_grasp(self._item, points, others, grasps.list_downward_rotations(), floor, self._failed)
 
     def _reach(self) -> np.ndarray:
         if self._grasp is None:
             self._grasp = self._plan()
-        goal, turn = self._grasp_pose(self._item, self._grasp)
+        goal, turn = self._get_grasp_pose(self._item, self._grasp)
         if turn[2, 2] > -np.cos(TIPPED):  # the object has tipped over since
             self._grasp = None
             return self._reach()
@@ -159,7 +159,7 @@ class CarryObject(Skill):
             return self._enter(self._reach)
         if self._field is None:
             self._field = self._scene.height_map(self._bodies)
-        hand = hand_points(now, self._scene.finger_opening()) + here
+        hand = sample_hand_points(now, self._scene.finger_opening()) + here
         moving = np.concatenate([self._scene.points(self._bodies), hand])
         shift = np.append(self._scene.pose(self._target)[0][:2] - position[:2], 0.0)
         shift[2] = self._field.required_rise(moving, shift[None, :2])[0] + GAP

@@ -15,7 +15,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, Suite
-from anyvla_sim.checkouts import git_commit
+from anyvla_sim.checkouts import read_git_commit
 from anyvla_sim.names import check_factors, check_name
 from anyvla_sim.simpler.motion import (
     DOWN,
@@ -63,24 +63,17 @@ class Simpler(Benchmark):
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
         """Return the robot of Bridge V2 (`bridge_orig`) or of RT-1 (`fractal20220817_data`), with its one camera."""
-        at = {"name": "position", "size": 3, "kind": "position", "unit": "m", "frame": "base"}
-        opened = {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "open": 1}
-        angles = {
-            "name": "rotation",
-            "size": 3,
-            "kind": "rotation",
-            "frame": "base",
-            "rotation": "euler",
-            "unit": "rad",
-        }
+        move = {"name": "position", "size": 3, "kind": "position", "unit": "m", "frame": "base"}
+        turn = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "euler", "unit": "rad", "frame": "base"}
+        grip = {"name": "gripper", "size": 1, "kind": "gripper", "low": 0, "high": 1, "open": 1}
         quaternion = {"name": "quaternion", "size": 4, "kind": "rotation", "frame": "base"}
         google = self.suite(suite).name != "widowx"
         return {
             "name": "google_robot" if google else "widowx_bridge",
             "cameras": ["primary"],
             "control_hz": (_GOOGLE if google else _WIDOWX)["control_hz"],
-            "proprio": {"groups": [at, quaternion, {**opened, "open": 0}] if google else [at, angles, opened]},
-            "action": {"groups": [{**at, "mode": "delta"}, {**angles, "mode": "delta"}, opened]},
+            "proprio": {"groups": [move, quaternion, {**grip, "open": 0}] if google else [move, turn, grip]},
+            "action": {"groups": [{**move, "mode": "delta"}, {**turn, "mode": "delta"}, grip]},
         }
 
     def make(self, suite: str) -> SimplerEnvironment:
@@ -90,7 +83,7 @@ class Simpler(Benchmark):
     def versions(self) -> dict[str, str]:
         found = {name: metadata.version(name) for name in ("sapien", "gymnasium", "numpy")}
         folders = {name: Path(str(self.modules[name].__file__)).parent for name in ("simpler_env", "real2sim")}
-        return {**found, **{name: git_commit(folder) for name, folder in folders.items()}}
+        return {**found, **{name: read_git_commit(folder) for name, folder in folders.items()}}
 
     def protocol(self, suite: str) -> Mapping[str, Any]:
         google = self.suite(suite).name != "widowx"

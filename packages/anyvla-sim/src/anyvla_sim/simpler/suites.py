@@ -119,7 +119,7 @@ _BEFORE_DRAWERS = {  # photograph: x, y, yaw of the robot
 _APPLES = _make_grid((-0.08, -0.02), (-0.02, 0.08), (3, 3))
 
 
-def _make_cans(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
+def _make_pick_can(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
     """Return a task for each pose of the can, from `variants` of the counter."""
     cans = _make_grid((-0.35, -0.02), (-0.12, 0.42), (5, 5))
     places = [Placement((0.35, 0.20), overlay=overlay, object=xy) for xy in cans]
@@ -130,7 +130,7 @@ def _make_cans(variants: Sequence[Variant], overlay: str | None = None) -> list[
     return tasks
 
 
-def _make_near(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
+def _make_move_near(variants: Sequence[Variant], overlay: str | None = None) -> list[TaskStarts]:
     places = [Placement((0.35, 0.21), -0.09, overlay, episode=episode) for episode in range(60)]
     return [TaskStarts("move-near", None, 80, variants, places)]
 
@@ -147,7 +147,7 @@ def _make_drawers(variants: Sequence[Variant], places: Sequence[Placement]) -> l
     return tasks
 
 
-def _make_apple(variants: Sequence[Variant], places: Sequence[Placement], model: str) -> list[TaskStarts]:
+def _make_place_apple(variants: Sequence[Variant], places: Sequence[Placement], model: str) -> list[TaskStarts]:
     """Return the task with two instructions in a row: "open top drawer", then "place apple into top drawer"."""
     name = "PlaceIntoClosedTopDrawerCustomInScene-v0"
     variants = [Variant(name, v.scene, {**v.settings, "model_ids": model}) for v in variants]
@@ -168,10 +168,10 @@ def _make_visual_matching() -> list[TaskStarts]:
         for xy in _APPLES
     ]
     return [
-        *_make_cans(counter, "google_coke_can_real_eval_1.png"),
-        *_make_near(near, "google_move_near_real_eval_1.png"),
+        *_make_pick_can(counter, "google_coke_can_real_eval_1.png"),
+        *_make_move_near(near, "google_move_near_real_eval_1.png"),
         *_make_drawers(cabinet, [Placement(p.robot, p.yaw, p.overlay, object=(0.0, 0.0)) for p in before.values()]),
-        *_make_apple(cabinet, with_apple, "baked_apple_v2"),
+        *_make_place_apple(cabinet, with_apple, "baked_apple_v2"),
     ]
 
 
@@ -196,10 +196,10 @@ def _make_variant_aggregation() -> list[TaskStarts]:
     standing = [Placement(xy, object=(0.0, 0.0)) for xy in _make_grid((0.65, -0.2), (0.85, 0.2), (3, 3))]
     with_apple = [Placement(xy, object=at) for xy in _make_grid((0.65, -0.2), (0.65, 0.2), (1, 3)) for at in _APPLES]
     return [
-        *_make_cans(_make_variants(can) + crowded),
-        *_make_near([*_make_variants(near), Variant(near, _COUNTER, {"no_distractor": True})]),
+        *_make_pick_can(_make_variants(can) + crowded),
+        *_make_move_near([*_make_variants(near), Variant(near, _COUNTER, {"no_distractor": True})]),
         *_make_drawers(cabinet, standing),
-        *_make_apple(cabinet, with_apple, "apple"),
+        *_make_place_apple(cabinet, with_apple, "apple"),
     ]
 
 
@@ -207,8 +207,8 @@ def _make_cameras() -> list[TaskStarts]:
     """Return the tasks with two other camera poses, which the authors leave out of the aggregation."""
     turned = ("AltGoogleCamera", "AltGoogleCamera2")
     return [
-        *_make_cans([Variant(_CAN.format(camera), _COUNTER) for camera in turned]),
-        *_make_near([Variant(f"MoveNear{camera}InScene-v0", _COUNTER) for camera in turned]),
+        *_make_pick_can([Variant(_CAN.format(camera), _COUNTER) for camera in turned]),
+        *_make_move_near([Variant(f"MoveNear{camera}InScene-v0", _COUNTER) for camera in turned]),
     ]
 
 
