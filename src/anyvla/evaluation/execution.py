@@ -23,9 +23,7 @@ class Execution:
     def __init__(self, embodiment: Embodiment, execute: int, delay: int = 0, ensemble: bool = False) -> None:
         """`execute`: number of actions between two observations."""
         self._execute, self._delay, self._ensemble = execute, delay, ensemble
-        self._chunks: list[
-            tuple[int, Float32[np.ndarray, "N A"]]
-        ] = []  # (time of the observation, chunk), oldest first
+        self._chunks: list[tuple[int, np.ndarray]] = []  # (time of the observation, chunk (N, A)), oldest first
         self._now = 0
         self._hold_action: np.ndarray | None = None  # (A,), the action that holds the robot still; NaN: unknown
         self._absolute = np.zeros(embodiment.action.size, bool)  # dims whose last command holds the robot still

@@ -28,9 +28,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()  # of the suite; empty: all
     # per task (for chains: in total); None: as the suite's authors count
     episodes: int | None = Field(default=None, ge=1, le=EPISODES)
-    unrelated_episodes: int | None = Field(
-        default=None, ge=1, le=EPISODES
-    )  # per task, under `unrelated`; None: as `episodes`
+    unrelated_episodes: int | None = Field(default=None, ge=1, le=EPISODES)  # per task; None: as `episodes`
     first_seed: int = Field(default=0, ge=0, le=COUNT)  # of the start states
     horizon: int | None = Field(default=None, ge=1, le=COUNT)  # actions; None: the suite's
     # actions of a chunk before the next prediction; None: as trained
@@ -85,8 +83,7 @@ def plan_episodes(suite: Suite, config: EvaluationConfig, conditions: Sequence[C
     if not episodes:
         raise ConfigError(
             f"suite {suite.name} has no episodes under {', '.join(map(str, conditions))}: no two of its tasks share a "
-            "scene "
-            "(swapped), or all do (unrelated), or none has paraphrases (paraphrased)"
+            "scene (swapped), or all do (unrelated), or none has paraphrases (paraphrased)"
         )
     return episodes
 

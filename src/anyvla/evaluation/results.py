@@ -47,9 +47,7 @@ class EpisodeResult:
     checkpoint: str  # hash of weights, statistics and configuration
     policy: Mapping[str, Any] = field(default_factory=dict)  # how its chunks are executed; reported, not compared
     protocol: Mapping[str, Any] = field(default_factory=dict)  # must agree for two scores to be comparable
-    versions: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of the policy's libraries, and hardware; reported, not compared
+    versions: Mapping[str, str] = field(default_factory=dict)  # of libraries, and hardware; reported, not compared
     extra: Mapping[str, Any] = field(default_factory=dict)  # "chain", "error", "disturbed_at", "grasps"
     format: int = FORMAT
 

@@ -25,9 +25,7 @@ class Rollout:
     session: Session | None = None  # of the current subtask
     execution: Execution | None = None
     instructions: list[tuple[int, str]] = field(default_factory=list)  # and the number of actions before each
-    actions: list[np.ndarray] = field(
-        default_factory=list
-    )  # (n, A) each, sent in this subtask; the last ones may not be executed
+    actions: list[np.ndarray] = field(default_factory=list)  # (n, A), sent in this subtask; executed but for the end
     finished: list[np.ndarray] = field(default_factory=list)  # actions (n, A) executed in each finished subtask
     chunks: list[np.ndarray] = field(default_factory=list)  # (N, A) each, predicted
     predicted_at: list[int] = field(default_factory=list)  # number of actions of the episode before each chunk
@@ -119,7 +117,6 @@ class ResultBuilder:
 
 def count_grasps(actions: np.ndarray, embodiment: Embodiment) -> int | None:
     """Return how often the gripper was closed; None if its open end is not declared. `actions`: (T, A)."""
-    where = embodiment.action.slices()
     grippers = [g for g in embodiment.action.groups if g.kind == "gripper" and g.open is not None]
     if len(grippers) != 1 or not len(actions):
         return None
@@ -127,6 +124,6 @@ def count_grasps(actions: np.ndarray, embodiment: Embodiment) -> int | None:
     assert gripper.low is not None
     assert gripper.high is not None
     middle = (gripper.low + gripper.high) / 2
-    commands = actions[:, where[gripper.name]][:, 0]
+    commands = actions[:, embodiment.action.slices()[gripper.name]][:, 0]
     closed = commands < middle if gripper.open == gripper.high else commands > middle
     return int(closed[0]) + int((closed[1:] & ~closed[:-1]).sum())

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 SIZE = 240  # pixels, square
 FPS = 20  # about the maximum number of frames per second
 HOLD_S = 0.7  # duration of the last frame
+# fields of a result in the index of the videos
+INDEXED = ("task", "instructed", "condition", "instruction", "success", "reached", "seed", "steps")
 
 
 def choose_episodes(results: Sequence[EpisodeResult], failures: int) -> list[EpisodeResult]:
@@ -96,13 +98,9 @@ def film(
                 raise Interrupted("stopped while filming; run the same command to resume")
         index = videos / "index.json"
         index.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(index, json.dumps([_entry(r, name) for name, r in names.items()], indent=1))
+        entries = [{"file": name} | {f: getattr(r, f) for f in INDEXED} for name, r in names.items()]
+        durable.write(index, json.dumps(entries, indent=1))
         return index
-
-
-def _entry(result: EpisodeResult, name: str) -> dict[str, Any]:
-    fields = ("task", "instructed", "condition", "instruction", "success", "reached", "seed", "steps")
-    return {"file": name} | {f: getattr(result, f) for f in fields}
 
 
 def _film_one(spec: Spec, folder: Path, result: EpisodeResult) -> bool:

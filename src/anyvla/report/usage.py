@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ class UsageGuide:
     python: str  # code that controls the robot
     policy: str  # the folder to serve and to evaluate, quoted for a shell
     finished: bool
-    sources: Sequence[str]  # paths of the training data, quoted for a shell
 
 
 def list_sources(recipe: Mapping[str, Any]) -> list[str]:
@@ -35,7 +34,7 @@ def make_usage_guide(run: RunFolder) -> UsageGuide | None:
         return None
     finished = run.checkpoint == run.root / "checkpoint"
     policy = shlex.quote(str(run.root if finished else run.checkpoint))
-    return UsageGuide(_control_code(run.checkpoint, run.robot), policy, finished, list_sources(run.recipe))
+    return UsageGuide(_control_code(run.checkpoint, run.robot), policy, finished)
 
 
 def _control_code(checkpoint: Path, robot: Mapping[str, Any]) -> str:
