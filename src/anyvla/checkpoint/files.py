@@ -8,6 +8,7 @@ the model, before any parameter changes.
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def check_checkpoint(folder: Path) -> None:
         raise ValueError(
             f"{folder} is no whole checkpoint, it lacks {', '.join(lacking)}: copy the folder again, or train anew"
         )
-    for name in _names(folder):
+    below = list(islice(folder.rglob("*"), MOST_FILES + 1))
+    if len(below) > MOST_FILES:
+        raise ValueError(f"{folder} holds more than {MOST_FILES:,} files: this is no checkpoint")
+    for name in sorted(path.relative_to(folder).as_posix() for path in below):
         path = resolve_inside(folder, name)
         if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST_TEXT:
             raise ValueError(f"{path} has more than {LARGEST_TEXT:,} bytes, too many for such a file")
@@ -117,16 +121,6 @@ def download_checkpoint(name: str) -> Path:
         raise ValueError(
             f"no checkpoint at {name!r}: it is no folder here, and the hub gave none ({type(error).__name__})"
         ) from None
-
-
-def _names(folder: Path) -> list[str]:
-    """Return the names of all files and folders below a folder, links not followed."""
-    names: list[str] = []
-    for root, folders, files in os.walk(folder):
-        names += [(Path(root) / name).relative_to(folder).as_posix() for name in (*folders, *files)]
-        if len(names) > MOST_FILES:
-            raise ValueError(f"{folder} holds more than {MOST_FILES:,} files: this is no checkpoint")
-    return sorted(names)
 
 
 def _check_tokenizers(backbone: Path) -> None:

@@ -59,10 +59,7 @@ class DenoisingDecoder(Decoder):
     def loss_at(
         self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, noise: SampledChunks, time: Times
     ) -> Loss:
-        """Return the squared error at these noises and times, k for each step.
-
-        It is a mean over the k samples of each step and over valid elements.
-        """
+        """Return the squared error at these noises and times: the mean over valid elements and k samples a step."""
         # The actions of a chunk see each other, and there is no mask when acting: a missing action repeats the last.
         clean = pad_with_last_action(actions, mask).float().repeat(len(time) // len(actions), 1, 1)
         noisy, target = self.add_noise(clean, inputs.zero_unlearned(noise), time)

@@ -92,11 +92,11 @@ def _make_scheduler(name: Literal["ddpm", "ddim", "dpm"], config: DiffusionDecod
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": config.prediction,
     }
-    # "trailing": the first step is at the last level, where all is noise, as in training (arXiv 2305.08891).
+    if name == "ddpm":
+        return DDPMScheduler(**common)
+    # The first step is at the last level, where all is noise, as in training (arXiv 2305.08891).
+    common["timestep_spacing"] = "trailing"
     if name == "ddim":
-        return DDIMScheduler(**common, timestep_spacing="trailing", clip_sample=True)
-    if name == "dpm":  # its threshold, a quantile of at least 1, is 1 with this maximum: plain clipping
-        return DPMSolverMultistepScheduler(
-            **common, timestep_spacing="trailing", thresholding=True, sample_max_value=1.0
-        )
-    return DDPMScheduler(**common)
+        return DDIMScheduler(**common, clip_sample=True)
+    # The threshold, a quantile of at least 1, is 1 with this maximum: plain clipping.
+    return DPMSolverMultistepScheduler(**common, thresholding=True, sample_max_value=1.0)

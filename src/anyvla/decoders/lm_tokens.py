@@ -62,9 +62,8 @@ class LMTokensDecoder(TokenDecoder):
         self.enter.weight.data = torch.randn_like(self.enter.weight) * spec.context_width**-0.5 * scale
         nn.init.zeros_(self.enter.bias)
         self.suffix_length = self.length + (config.decoding == "parallel")
-        self.places: nn.Parameter | None = None  # embeddings of the positions that are read at once
-        if config.decoding == "parallel":
-            self.places = nn.Parameter(torch.randn(self.length, backbone.width) * scale)
+        positions = torch.randn(self.length, backbone.width) * scale if config.decoding == "parallel" else None
+        self.places = None if positions is None else nn.Parameter(positions)  # embeddings, for decoding in parallel
 
     def logits(self, inputs: DecoderInput, tokens: Int64[Tensor, "M L"]) -> Float[Tensor, "M L E"]:
         if self.places is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -81,11 +81,8 @@ class RegressionDecoder(Decoder):
     def _distance(self, predicted: Tensor, target: Tensor, gripper: bool) -> Tensor:
         if gripper and self.config.gripper == "bce":
             return F.binary_cross_entropy_with_logits(predicted, (target > 0).float(), reduction="none")
-        if self.config.loss == "l1":
-            return (predicted - target).abs()
-        if self.config.loss == "l2":
-            return (predicted - target).square()
-        return F.huber_loss(predicted, target, reduction="none")
+        losses: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
+        return losses[self.config.loss](predicted, target, reduction="none")
 
     def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
         """Return the predicted chunk; it has no randomness."""

@@ -22,6 +22,8 @@ def model_card(vla: VLA, recipe: Mapping[str, Any], step: int) -> str:
     """Return the model card as Markdown: the policy, its training, its use."""
     robot, config = vla.embodiment, vla.config
     proprio = ", ".join(f"{g.name} ({g.size})" for g in robot.proprio.groups)
+    notes = "".join(f"- {note}\n" for note in describe_robot_dims(vla.robots, config.normalization))
+    dims = f"\n## Dims\n\n{notes}" if notes else ""
     parameters = sum(p.numel() for p in vla.parameters())
     return f"""---
 library_name: anyvla
@@ -51,15 +53,9 @@ policy = VLA.load("path/to/this/folder")
 session = policy.start("open the drawer")
 [chunk] = policy.act([Observation(images=images, proprio=proprio)], [session])  # chunk.actions: (N, A)
 ```
-{_dims(vla)}
+{dims}
 ## Recipe
 
 ```yaml
 {yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120)}```
 """
-
-
-def _dims(vla: VLA) -> str:
-    """Return the section about dims that are scaled in an unusual way; empty if there are none."""
-    found = describe_robot_dims(vla.robots, vla.config.normalization)
-    return "\n## Dims\n\n" + "".join(f"- {note}\n" for note in found) if found else ""

@@ -40,9 +40,6 @@ class TrainingRecipe(Protocol):
     """The sections of a recipe that training reads. `anyvla.recipe.Recipe` is one; it adds evaluation, for example."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
     def data(self) -> DataConfig: ...
 
     @property

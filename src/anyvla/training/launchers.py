@@ -17,7 +17,6 @@ _SIZES = {
     "FLUX_JOB_SIZE": "flux",
 }
 
-
 _SHELLS = ("bash", "sh", "zsh", "interactive")  # names that salloc gives to jobs
 
 
@@ -29,23 +28,14 @@ def check_one_process(environment: Mapping[str, str] = os.environ) -> None:
                 f"{launcher} started {environment[variable]} processes ({variable}), each of them a training of its "
                 "own: anyvla trains in one process, on one device. Start it once, without the launcher"
             )
-    tasks = _slurm_tasks(environment)
-    if _count(tasks) > 1:
+    # A shell of salloc has the variables of its job, but is one process. A step of a job may have fewer tasks than it.
+    shell = environment.get("SLURM_JOB_NAME") in _SHELLS and "SLURM_STEP_ID" not in environment
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
+    if "SLURM_PROCID" in environment and not shell and _count(tasks) > 1:
         raise ConfigError(
             f"SLURM runs this with {tasks} tasks, and each would be a training of its own: anyvla trains in one "
             "process, on one device. Ask for one task: --ntasks 1, of sbatch or of srun"
         )
-
-
-def _slurm_tasks(environment: Mapping[str, str]) -> str | None:
-    """Return how many tasks SLURM started beside this one, and with it; None in the shell of an allocation.
-
-    Such a shell knows the number of tasks of its job too. `srun --ntasks 1` in a larger job is a step of one task.
-    """
-    shell = environment.get("SLURM_JOB_NAME") in _SHELLS and "SLURM_STEP_ID" not in environment
-    if "SLURM_PROCID" not in environment or shell:
-        return None
-    return environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
 
 
 def _count(text: str | None) -> int:

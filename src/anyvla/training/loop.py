@@ -167,7 +167,7 @@ def train(
                 raise
             loss, parts, norm = trainer.step(batch, step, last)
             done = step + 1
-            meter.count(int(batch.step_mask.sum()))
+            meter.samples += int(batch.step_mask.sum())
             if done % config.log_every == 0 or done == config.steps:
                 rate = learning_rate(config.optim, step, config.steps)
                 line = Progress(done, config.steps, loss, parts, rate, norm, *meter.read())
@@ -242,9 +242,6 @@ class _Meter:
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
-
-    def count(self, samples: int) -> None:
-        self.samples += samples
 
     def read(self) -> tuple[float, float, float]:
         now = time.perf_counter()

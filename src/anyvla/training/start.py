@@ -21,15 +21,12 @@ def describe_run(vla: VLA, device: torch.device, precision: torch.dtype, windows
     """Return the device, the precision, the numbers of trained and of frozen weights, and the size of the data."""
     trained = sum(p.numel() for p in vla.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in vla.parameters() if not p.requires_grad)
-    if device.type == "cuda":
-        where = f"{device} ({torch.cuda.get_device_name(device)})"
-    else:
-        where = f"{device} ({torch.get_num_threads()} threads)"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     kind = str(precision).removeprefix("torch.")
     autocast = "" if precision == torch.float32 else " (autocast)"
     episodes = sum(len(d) for d in windows.mixture.datasets)
     return (
-        f"device {where}; precision {kind}{autocast}; {trained:,} trained weights, {frozen:,} frozen; "
+        f"device {device} ({name}); precision {kind}{autocast}; {trained:,} trained weights, {frozen:,} frozen; "
         f"{sum(windows.sizes):,} windows of {episodes:,} episodes"
     )
 
