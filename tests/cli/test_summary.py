@@ -32,8 +32,9 @@ def printed(results: Sequence[EpisodeResult]) -> list[str]:
 
 
 def test_every_row_of_an_evaluation() -> None:
-    """The limits of shares are Wilson's. Those of means are by hand (Zou and Donner 2008): for `empty`, below
-    (0.2 + 0.4) / 2 it is sqrt(0.1433^2 + 0.2318^2) / 2 and above it sqrt(0.3098^2 + 0.2873^2) / 2.
+    """Intervals of shares are Wilson's, and intervals of means are computed by hand (Zou and Donner 2008).
+
+    For `empty`, the margin below (0.2 + 0.4) / 2 is sqrt(0.1433^2 + 0.2318^2) / 2, above sqrt(0.3098^2 + 0.2873^2) / 2.
     """
     protocol = {"groups": {"two": ["a", "b"], "one": ["c"]}}
     original = lines("original", {"a": (1, 10), "b": (2, 2), "c": (1, 4)}, protocol=protocol)
