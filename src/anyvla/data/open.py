@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
 
 from anyvla.config import FormatPart, Part, build
 from anyvla.data.episode import EpisodeDataset
 from anyvla.registry import formats, suggest
 from anyvla.robot.embodiment import Embodiment
-
-
-class Format(Protocol):
-    """A reader. Its constructor opens the index, and raises ValueError with the remedy if that is impossible."""
-
-    Config: type  # a config dataclass with the options (split, keys, ...), all of them with defaults
-
-    @staticmethod
-    def recognizes(root: Path) -> bool:
-        """Return whether the names of files look like this format. At most one format may return True for a path."""
-
-    def __call__(self, config: Any, root: Path, embodiment: Embodiment | None = None) -> EpisodeDataset:
-        """Open the data set.
-
-        `embodiment` is for data that does not declare its conventions, or selects cameras. None takes it from the data;
-        if the data has none, raises ValueError with the keys to declare.
-        """
 
 
 def recognize(root: Path) -> str:

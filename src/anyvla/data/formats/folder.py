@@ -101,9 +101,7 @@ class FolderDataset(EpisodeReader):
         """Return the first instruction of an episode, or the name of its file if it has none."""
         index = self._check(index)
         path = self._files[index]
-        if index in self.unreadable:
-            return path.stem
-        return next(iter(_instructions(path)), "") or path.stem
+        return (index not in self.unreadable and next(iter(_instructions(path)), "")) or path.stem
 
     def _read_episode(self, index: int) -> Episode:
         path, length = self._files[index], int(self.lengths[index])

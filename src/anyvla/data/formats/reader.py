@@ -6,12 +6,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
 
 from anyvla.data.episode import Episode
+from anyvla.robot.embodiment import Embodiment
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,23 @@ L = TypeVar("L", bound=_Located)
 class EpisodeReader(ABC):
     """A data set whose episodes are read one by one; see `EpisodeDataset`."""
 
+    Config: ClassVar[type]  # a config dataclass with the options (split, keys, ...), all of them with defaults
     root: Path
+    embodiment: Embodiment
     lengths: Int64[np.ndarray, "E"]
     unreadable: Mapping[int, str]  # index of an episode -> why it cannot be read
+
+    @staticmethod
+    @abstractmethod
+    def recognizes(root: Path) -> bool:
+        """Return whether the names of files look like this format. At most one format may return True for a path."""
+
+    @abstractmethod
+    def __init__(self, config: Any, root: Path, embodiment: Embodiment | None = None) -> None:
+        """Open the index. Raises ValueError with the remedy if that is impossible.
+
+        `embodiment` is for data that does not declare its conventions, or selects cameras. None takes it from the data.
+        """
 
     def __len__(self) -> int:
         return len(self.lengths)

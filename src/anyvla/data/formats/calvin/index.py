@@ -66,11 +66,10 @@ def annotated_segments(split: Path, annotations: str) -> list[Segment]:
 def play_segments(split: Path) -> list[Segment]:
     """Return the whole recordings, minutes long, without instructions."""
     path = split / "ep_start_end_ids.npy"
-    ranges = np.asarray(load_objects(resolve_inside(split, path.name)))
-    if ranges.ndim != 2 or ranges.shape[1] != 2 or ranges.dtype.kind not in "iu":
-        raise ValueError(
-            f"{path}: expected rows of a first and a last step, found {ranges.dtype} of shape {ranges.shape}"
-        )
+    ranges = load_objects(resolve_inside(split, path.name))
+    if not isinstance(ranges, np.ndarray) or ranges.shape[1:] != (2,) or ranges.dtype.kind not in "iu":
+        found = f"{ranges.dtype} of shape {ranges.shape}" if isinstance(ranges, np.ndarray) else "objects"
+        raise ValueError(f"{path}: expected rows of a first and a last step, found {found}")
     return _build_segments(f"{path}, row", ranges, itertools.repeat(("", "")), last_included=True)
 
 

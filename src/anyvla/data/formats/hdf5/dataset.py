@@ -58,14 +58,9 @@ class Hdf5Dataset(Hdf5Reader):
         if embodiment is None:
             usual = to_dict(Hdf5Config())
             options = {"name": "hdf5", **{k: v for k, v in to_dict(config).items() if v != usual[k]}}
-            options |= {
-                "actions": list(layout.actions),
-                "proprio": list(layout.proprio),
-                "cameras": dict(layout.cameras),
-            }
-            plain = plain_embodiment(
-                layout.robot, list(layout.cameras), 20, self._sizes["proprio"], self._sizes["action"]
-            )
+            options |= {"actions": list(layout.actions), "proprio": list(layout.proprio)}
+            options["cameras"] = cameras = dict(layout.cameras)
+            plain = plain_embodiment(layout.robot, list(cameras), 20, self._sizes["proprio"], self._sizes["action"])
             raise UndeclaredError(self.root, plain, options, timed=False)
         self.embodiment = embodiment
         self._check_camera_names()

@@ -19,7 +19,6 @@ from anyvla.data.formats.hdf5 import file as hdf5
 from anyvla.data.formats.hdf5.frames import Hdf5Frames, ImageStorage
 from anyvla.data.formats.reader import EpisodeReader
 from anyvla.data.formats.vectors import as_float32
-from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace
 
 
@@ -60,7 +59,6 @@ class Hdf5Reader(EpisodeReader):
     ADVICE: ClassVar[str]  # for a camera that is missing; may contain {camera}
 
     config: Any
-    embodiment: Embodiment
     _episodes: list[Hdf5Episode]
     _sizes: dict[str, dict[str, int]]  # "action" and "proprio" -> key -> dims, in order
     _cameras: Mapping[str, str]  # camera -> key
