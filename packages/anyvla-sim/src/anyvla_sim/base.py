@@ -58,9 +58,7 @@ class Suite:
     starts: int | None = None  # start states per task, seeds 0 .. starts-1; None: every seed is one
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # tasks whose average is reported: "easy"
     chains: Sequence[Sequence[str]] = ()  # tasks in a row without a reset; seed i plays chains[i]
-    success_rule: str = (
-        "reached"  # "reached": the episode ends at its goal; "end": the goal must hold after the horizon
-    )
+    success_rule: str = "reached"  # or "end": the episode lasts until the horizon, and its goal must hold then
 
     def task(self, name: str) -> Task:
         """Return the task with that name. Raises ValueError with the nearest names."""
