@@ -358,6 +358,7 @@ def without_actions(file: h5py.File) -> None:
         (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 7), complex)), "demo_2: actions: expected real"),
         (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 7), bool)), "found truth values"),
         (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", np.full((7, 3), b"1")), "found text"),
+        (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", ["far"] * 7), "found objects"),
         (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", np.zeros((6, 3))), r"\(6, 3\); expected 7 steps of 3"),
         (lambda f: replace(f, "data/demo_2/obs/robot0_eef_pos", 3.0), r"has shape \(\); expected 7 steps of 3"),
         (lambda f: replace(f, "data/demo_2/actions", np.zeros((7, 8))), r"\(7, 8\); expected 7 steps of 7"),
