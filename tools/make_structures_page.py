@@ -64,7 +64,7 @@ def format_table(found: Sequence[Combination]) -> str:
     lines = [["decoder", "representation", *m.histories], ["---"] * (2 + len(m.histories))]
     lines += [[f"`{decoder}`", f"`{kind}`", *cells] for decoder, kind, cells in m.rows]
     notes = [f"({number}) {reason}." for number, reason in enumerate(m.notes, 1)]
-    count = f"{m.valid} of {m.all} combinations make a policy: those of the fusers in the cells.\n"
+    count = f"{m.valid} of {m.all} combinations make a policy; each cell lists the possible fusers.\n"
     return "\n".join([count, *(f"| {' | '.join(line)} |" for line in lines), *notes])
 
 

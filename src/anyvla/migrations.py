@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE = 2  # the schema of recipes and of the `config.yaml` of checkpoints
 
-# Renamed keys and values of recipes, by their path; values are patterns. A `*` stands for every key of a mapping and
+# Renamed keys and values of recipes, by their path; values are patterns. A `*` matches every key of a mapping and
 # every item of a list.
 _RECIPE_KEYS: dict[str, str] = {"model.decoder.draws": "samples", "data.sources.*.unlabelled": "unlabeled"}
 _CONDITIONS = {r"^told\b": "original", r"=coloured\b": "=colored", r"^generalisation$": "generalization"}
@@ -42,7 +42,7 @@ TRACK_ARRAYS = {
     "told": "instructed_at",
 }
 
-# Renamed modules of a policy: a pattern of the start of a weight's name, and what replaces it.
+# Renamed modules of a policy: a pattern of the start of a weight's name, and its replacement.
 _WEIGHTS: tuple[tuple[str, str], ...] = (
     (r"proprio\.", "proprio_embedding."),
     (r"decoder\.(tokens\.)?words\.", r"decoder.\1vocabulary."),

@@ -11,7 +11,7 @@ KeysValues = tuple[Float[Tensor, "M h _ d"], Float[Tensor, "M h _ d"]]  # of one
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP, as in GPT-2; with `modulated`, those of a DiT (adaLN-Zero, arXiv 2212.09748).
+    """Pre-norm attention and MLP, as in GPT-2 or, with `modulated`, as in a DiT (adaLN-Zero, arXiv 2212.09748).
 
     A GPT block is causal and has norms with weights. In a DiT block all positions see each other; a condition shifts,
     scales and gates both parts, and the gates start at zero.

@@ -268,7 +268,7 @@ def test_heads_and_rope_bases_follow_the_language_model():
     model = backbone(layers=3, heads=4)
     assert expert(model).transformer.layers[0].heads == 4
     language = model.model.config.get_text_config(decoder=True)
-    language.num_key_value_heads = 2  # the shapes below are those of the cache
+    language.num_key_value_heads = 2  # the shapes below win
     shapes = [(2, 8, 8)] * 3
     rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     language.rope_parameters = {kind: values | {"rope_type": "default"} for kind, values in rope.items()}

@@ -46,7 +46,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What a decoder is built for."""
+    """The sizes and parts that a decoder is built for."""
 
     context_width: int  # C
     chunk: int  # N
@@ -57,7 +57,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """What a decoder reads of M steps."""
+    """The input of a decoder for M steps."""
 
     context: Float[Tensor, "M C"]  # from the fuser
     continuation: Continuation | None = None  # if the decoder `needs` "continue" or "cache" of the backbone

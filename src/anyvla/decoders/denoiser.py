@@ -2,7 +2,7 @@
 
 It is a DiT (Peebles & Xie, arXiv 2212.09748): time and context act through adaptive layer norms. The gates of these
 and the output start at zero. Hardly any gradient reaches the backbone through closed gates, so the context is added to
-the actions as well.
+the actions as well. `condition` runs once a chunk; only `forward` runs at each step of the sampler.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PERIODS = 4e-3, 4.0  # of the sines that encode times in [0, 1], as in pi0
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DenoiserConfig:
-    """Sizes of the network; the defaults give 5 million weights, besides those that read the context."""
+    """Sizes of the network; the defaults give 5 million weights, besides the layers that read the context."""
 
     width: int = Field(default=256, ge=2, le=WIDTH)  # of the transformer
     layers: int = Field(default=4, ge=1, le=LAYERS)  # of the transformer

@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
 
 def append_caches(caches: LayerCaches, added: LayerCaches) -> LayerCaches:
-    """Return each layer's keys and values with those of later positions appended."""
+    """Return each layer's keys and values followed by the added ones of later positions."""
     pairs = zip(caches, added, strict=True)
     return [(torch.cat([k, more_k], 2), torch.cat([v, more_v], 2)) for (k, v), (more_k, more_v) in pairs]
 

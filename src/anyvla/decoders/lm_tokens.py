@@ -53,17 +53,18 @@ class LMTokensDecoder(TokenDecoder):
                 "reads everything again, and each position sees earlier ones only: use decoding: autoregressive"
             )
         scale = _measure_embedding_scale(backbone)
-        self.vocabulary = (
-            _LastIds(backbone, size, self.symbols)
-            if config.ids == "end"
-            else _AddedIds(backbone.width, self.symbols, scale)
-        )
+        self.vocabulary: _LastIds | _AddedIds
+        if config.ids == "end":
+            self.vocabulary = _LastIds(backbone, size, self.symbols)
+        else:
+            self.vocabulary = _AddedIds(backbone.width, self.symbols, scale)
         self.enter = nn.Linear(spec.context_width, backbone.width)
         self.enter.weight.data = torch.randn_like(self.enter.weight) * spec.context_width**-0.5 * scale
         nn.init.zeros_(self.enter.bias)
         self.suffix_length = self.length + (config.decoding == "parallel")
-        positions = torch.randn(self.length, backbone.width) * scale if config.decoding == "parallel" else None
-        self.places = None if positions is None else nn.Parameter(positions)  # embeddings, for decoding in parallel
+        self.places: nn.Parameter | None = None  # embeddings of the positions that are read at once
+        if config.decoding == "parallel":
+            self.places = nn.Parameter(torch.randn(self.length, backbone.width) * scale)
 
     def logits(self, inputs: DecoderInput, tokens: Int64[Tensor, "M L"]) -> Float[Tensor, "M L E"]:
         if self.places is not None:

@@ -76,7 +76,7 @@ class TokenDecoder(Decoder):
         return token_loss(logits, tokens, inputs.valid_elements(mask, self.dims))
 
     def fixed_tokens(self, inputs: DecoderInput) -> Int64[Tensor, "M L"] | None:
-        """Return the tokens that are not chosen but known, those of dims that are not learned; -1 elsewhere."""
+        """Return the tokens of dims that are not learned, which are known and not chosen; -1 elsewhere."""
         if inputs.learned_dims is None or not self.codec.elementwise:
             return None
         free = inputs.learned_dims[:, None].expand(-1, self.length // self.dims, -1).flatten(1)  # (M, L)
