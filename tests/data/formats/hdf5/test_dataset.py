@@ -159,7 +159,7 @@ def test_declared_options_override_a_known_layout(tmp_path: Path) -> None:
         assert np.array_equal(turned.images["front"], expected)
 
 
-def test_a_common_instruction_overrides_those_in_the_file(tmp_path: Path) -> None:
+def test_a_common_instruction_overrides_the_file(tmp_path: Path) -> None:
     write_aloha(tmp_path / "episode_0.hdf5", False)
     with h5py.File(tmp_path / "episode_0.hdf5", "a") as file:
         file.attrs["task"], file["sentences"] = "open it", np.array([b" close it ", b"and more"])

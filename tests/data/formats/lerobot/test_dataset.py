@@ -110,7 +110,7 @@ def test_height_and_width_are_found_in_every_declared_order(copy, shape, names):
     assert DatasetInfo(copy).image_size("top") == (24, 40)
 
 
-def test_facts_of_a_video_in_info_win_over_those_in_video_info(copy):
+def test_info_of_a_video_wins_over_video_info(copy):
     facts = {"video.is_depth_map": False, "video.codec": "h264"}
     old = {"video.is_depth_map": True, "video.codec": "av1"}
     edit_info(copy, features={"top": {"dtype": "video", "shape": [24, 40, 3], "info": facts, "video_info": old}})
@@ -120,7 +120,7 @@ def test_facts_of_a_video_in_info_win_over_those_in_video_info(copy):
     assert info.columns() == {"top": "video 24x40x3 h264"}
 
 
-def test_single_frames_equal_those_of_the_whole_episode(written):
+def test_single_frames_equal_the_whole_episode(written):
     images = opened(written)[2].images["wrist"]
     whole = np.asarray(images)
     assert whole.shape == images.shape == (24, 32, 32, 3)

@@ -49,7 +49,7 @@ def png(color: Sequence[int], size: tuple[int, int] = (4, 6)) -> bytes:
 
 
 def write_records(path: Path, records: Sequence[bytes]) -> None:
-    """Write records with the checksums of their headers, but without those of the data."""
+    """Write records with checksums of their headers, but none of the data."""
     with path.open("wb") as file:
         for record in records:
             length = struct.pack("<Q", len(record))
