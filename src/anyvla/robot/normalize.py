@@ -109,17 +109,15 @@ class Normalizer(ExactBuffers):
         method: Method,
         *,
         what: str,
-        clip: bool,
+        clip: bool,  # outliers to the range
     ) -> None:
-        """`robots`: the space and the statistics of each robot. `what`: "action" or "proprio", for errors.
-        `clip`: clip outliers to the range. Raises StatisticsError.
-        """
+        """`robots`: space and statistics of each. `what`: "action" or "proprio", for errors. Raises StatisticsError."""
         super().__init__()
         shape = (len(robots), whole.size)
         offset, scale, limit = torch.zeros(shape), torch.ones(shape), torch.zeros(shape)
         known = torch.zeros(shape, dtype=torch.bool)
         for row, (space, statistics) in enumerate(robots):
-            _check(space, statistics, method, what)
+            _check_statistics(space, statistics, method, what)
             at = torch.from_numpy(dim_indices(space, whole))
             dims = torch.tensor(compute_scalings(space, statistics, method), dtype=torch.float32).view(-1, 3)  # (A, 3)
             offset[row, at], scale[row, at] = dims[:, 0], dims[:, 1]
@@ -136,26 +134,25 @@ class Normalizer(ExactBuffers):
 
     def normalize(self, x: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
         """Convert robot units to model units. `robots` is the index of the robot of each row."""
-        offset, scale, limit = self._of(robots, x.ndim)
+        offset, scale, limit = self._get_tables(robots, x.ndim)
         y = (x.float() - offset) / scale
         return torch.minimum(torch.maximum(y, -limit), limit)
 
     def denormalize(self, y: Float[Tensor, "B ... A"], robots: Int64[Tensor, "B"]) -> Float[Tensor, "B ... A"]:
         """Convert model units to robot units, after clipping to the range."""
-        offset, scale, limit = self._of(robots, y.ndim)
+        offset, scale, limit = self._get_tables(robots, y.ndim)
         y = torch.minimum(torch.maximum(y.float(), -limit), limit)
         return y * scale + offset
 
-    def _of(self, robots: Int64[Tensor, "B"], dims: int) -> list[Tensor]:
+    def _get_tables(self, robots: Int64[Tensor, "B"], dims: int) -> list[Tensor]:
         """Return offset, scale and limit of each row, shaped to broadcast."""
         between = (len(robots), *[1] * (dims - 2), -1)
         return [values[robots].view(between) for values in (self.offset, self.scale, self.limit)]
 
 
-def _check(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str) -> None:
+def _check_statistics(space: ActionSpace, statistics: Mapping[str, Sequence[float]], method: Method, what: str) -> None:
     """Raise StatisticsError for statistics that lack a value or hold one that float32 cannot."""
-    needed = NEEDS[method]
-    missing = [key for key in needed if key not in statistics]
+    missing = [key for key in NEEDS[method] if key not in statistics]
     if missing:
         raise StatisticsError(f"{what} statistics lack {missing}, needed by {method!r}; have {sorted(statistics)}")
     for key in (key for key in statistics if key != "count"):
