@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from anyvla.data.tools import usual
 from anyvla.data.tools.findings import Finding, Severity
-from anyvla.data.tools.measured import MeasuredNumbers, orientation_mode, relate
+from anyvla.data.tools.measured import MeasuredNumbers, VectorName, orientation_mode, relate
 from anyvla.data.tools.readings import NORMALIZED, TURN, UNIT, find_odd_lengths
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
@@ -27,7 +26,7 @@ _METRES = 10.0  # more than the reach of an arm
 class _Declared:
     """A declared group and the position of its numbers."""
 
-    part: Literal["actions", "proprio"]
+    part: VectorName
     group: Group
     place: slice
     measured: MeasuredNumbers
@@ -65,7 +64,7 @@ def find_contradictions(robot: Embodiment, measured: MeasuredNumbers) -> list[Fi
     return found
 
 
-def _declared(part: Literal["actions", "proprio"], space: ActionSpace, measured: MeasuredNumbers) -> list[_Declared]:
+def _declared(part: VectorName, space: ActionSpace, measured: MeasuredNumbers) -> list[_Declared]:
     places = space.slices().values()
     return [_Declared(part, group, place, measured) for group, place in zip(space.groups, places, strict=True)]
 

@@ -16,6 +16,7 @@ from anyvla.data.threads import map_in_threads
 from anyvla.robot.rotations import Quaternions, read_rotations, relative
 from anyvla.robot.space import Group
 
+VectorName = Literal["proprio", "actions"]
 _KEPT = 200  # episodes of which all rows are kept, evenly spread
 
 
@@ -53,12 +54,12 @@ class MeasuredNumbers:
         """Return proprio and actions of the episodes kept, in order."""
         return [self._rows[i] for i in sorted(self._rows)]
 
-    def values(self, part: Literal["proprio", "actions"], place: slice) -> Float32[np.ndarray, "N D"]:
+    def values(self, part: VectorName, place: slice) -> Float32[np.ndarray, "N D"]:
         """Return all rows kept of some dims."""
         found = [pair[0 if part == "proprio" else 1][:, place] for pair in self.rows]
         return np.concatenate(found) if found else np.zeros((0, place.stop - place.start), np.float32)
 
-    def range_of(self, part: Literal["proprio", "actions"], place: slice) -> tuple[float, float] | None:
+    def range_of(self, part: VectorName, place: slice) -> tuple[float, float] | None:
         """Return the least and the largest number of some dims; None if there is none."""
         low, high = float(self.low[part][place].min()), float(self.high[part][place].max())
         return (low, high) if low <= high else None

@@ -10,19 +10,17 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from anyvla.config import to_dict
 from anyvla.data.episode import EpisodeDataset
 from anyvla.data.tools import usual
-from anyvla.data.tools.measured import MeasuredNumbers, measure, read_or_none
+from anyvla.data.tools.measured import MeasuredNumbers, VectorName, measure, read_or_none
 from anyvla.data.tools.readings import Column, GroupReading, add_modes, add_range, read_column
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import ActionSpace, Group
-
-Part = Literal["proprio", "actions"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def propose(
     return Proposal(embodiment, dict(options), text)
 
 
-def _read(space: ActionSpace, part: Part, measured: MeasuredNumbers, robot: str | None) -> list[GroupReading]:
+def _read(space: ActionSpace, part: VectorName, measured: MeasuredNumbers, robot: str | None) -> list[GroupReading]:
     columns = [
         Column(group.name, group.names, part, place, measured, robot, alone=len(space.groups) == 1)
         for group, place in zip(space.groups, space.slices().values(), strict=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anyvla.data.tools import usual
-from anyvla.data.tools.measured import MeasuredNumbers, orientation_mode, relate
+from anyvla.data.tools.measured import MeasuredNumbers, VectorName, orientation_mode, relate
 from anyvla.data.tools.usual import Dim
 from anyvla.robot.space import Group, Rotation
 
@@ -30,7 +30,7 @@ class Column:
 
     key: str
     names: tuple[str, ...]
-    part: Literal["proprio", "actions"]
+    part: VectorName
     place: slice
     measured: MeasuredNumbers
     robot: str | None  # of the table `usual.yaml`
@@ -47,7 +47,7 @@ class GroupReading:
     """A group, with the reasons for it and the questions for a person."""
 
     group: Group
-    part: Literal["proprio", "actions"]
+    part: VectorName
     place: slice
     is_: str
     key: str
@@ -177,7 +177,7 @@ def add_range(read: GroupReading, measured: MeasuredNumbers, robot: str | None) 
 
 
 def find_odd_lengths(
-    rotation: Rotation, measured: MeasuredNumbers, part: Literal["proprio", "actions"], place: slice
+    rotation: Rotation, measured: MeasuredNumbers, part: VectorName, place: slice
 ) -> tuple[float, float] | None:
     """Return the least and the largest length of quaternions, or of columns of matrices, that are not of length 1."""
     values = measured.values(part, place).astype(np.float64)
@@ -275,13 +275,10 @@ def _add_mode(read: GroupReading, partner: GroupReading | None, measured: Measur
         return kept.with_changes(why=["absolute: actions are close to the states after them"], unit=unit)
     if mode == "delta":
         return kept.with_changes(why=["delta: actions are close to the changes of the state"], mode="delta", unit=unit)
-    if mode == "scaled delta":
-        check = "unit: what does 1 mean? The actions follow the changes of the state, in another unit"
-        why = ["delta: actions follow the changes of the state"]
-        return replace(read, by_size="").with_changes(why=why, check=[check], mode="delta", unit="")
-    if hinted:
+    if mode == "scaled delta" or hinted:
+        reason = "actions follow the changes of the state, in another unit" if mode is not None else "by its name"
         return replace(read, by_size="").with_changes(
-            why=["delta: by its name"], check=["unit: what does 1 mean?"], mode="delta", unit=""
+            why=[f"delta: {reason}"], check=["unit: what does 1 mean?"], mode="delta", unit=""
         )
     small = read.group.kind != "joints" and _centered(read, measured)
     guess: Literal["absolute", "delta"] = "delta" if small else "absolute"
