@@ -30,10 +30,10 @@ class Combination:
 def combinations() -> Iterator[Combination]:
     """Yield all combinations, in the order of the registries."""
     for names in product(histories, fusers, decoders, representations):
-        yield Combination(*names, reason=why_not(*names))
+        yield Combination(*names, reason=explain_conflict(*names))
 
 
-def why_not(history: str, fuser: str, decoder: str, representation: str) -> str | None:
+def explain_conflict(history: str, fuser: str, decoder: str, representation: str) -> str | None:
     """Return why these parts make no policy together; None if they do."""
     past, fuse = histories[history], fusers[fuser]
     kind, reads = representations[representation].kind, decoders[decoder].reads
@@ -48,7 +48,7 @@ def why_not(history: str, fuser: str, decoder: str, representation: str) -> str 
     return None
 
 
-def nearest_valid(history: str, fuser: str, decoder: str, representation: str) -> Combination:
+def find_nearest_valid(history: str, fuser: str, decoder: str, representation: str) -> Combination:
     """Return a combination that makes a policy and differs in as few parts as possible, preferably later ones."""
     wanted = (history, fuser, decoder, representation)
 

@@ -30,7 +30,7 @@ from anyvla.checkpoint.files import (
     read_document,
     read_robots,
 )
-from anyvla.combinations import check_capabilities, nearest_valid, why_not
+from anyvla.combinations import check_capabilities, explain_conflict, find_nearest_valid
 from anyvla.config import (
     STRICT,
     BackbonePart,
@@ -95,9 +95,9 @@ class VLAConfig:
         if self.execute > self.chunk:
             raise ValueError(f"execute {self.execute} exceeds chunk {self.chunk}: there is no such action to execute")
         names = (self.history.name, self.fuser.name, self.decoder.name, self.representation.name)
-        reason = why_not(*names)
+        reason = explain_conflict(*names)
         if reason is not None:
-            raise ValueError(f"{reason}; the nearest that is possible: {nearest_valid(*names)}")
+            raise ValueError(f"{reason}; the nearest that is possible: {find_nearest_valid(*names)}")
         if self.representation.target.kind == "tokens" and self.normalization.action == "meanstd":
             raise ValueError(
                 f"representation {self.representation.name} encodes actions in [-1, 1], and "

@@ -13,7 +13,7 @@ from transformers import Gemma3TextConfig, LlamaConfig
 from anyvla.config import ConfigError, build
 from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.expert import ExpertDecoder
-from anyvla.decoders.expert_layers import Transformer, append_caches, choose_layers, rope_thetas
+from anyvla.decoders.expert_layers import Transformer, append_caches, choose_layers, read_rope_thetas
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from tests.decoders.token_parts import SPACE, C, Levels, N, actions, after, backbone, make_spec
 
@@ -255,13 +255,13 @@ def test_options_that_do_not_fit_are_refused():
 
 
 def test_each_layer_has_the_rope_base_of_its_layer_of_the_backbone():
-    assert rope_thetas(None, 2) == [10_000, 10_000]
-    assert rope_thetas(LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}), 2) == [5e5, 5e5]
+    assert read_rope_thetas(None, 2) == [10_000, 10_000]
+    assert read_rope_thetas(LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}), 2) == [5e5, 5e5]
     rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     rope = {kind: values | {"rope_type": "default"} for kind, values in rope.items()}
     kinds = ["sliding_attention", "full_attention"]
     gemma = Gemma3TextConfig(num_hidden_layers=2, layer_types=kinds, rope_parameters=rope)
-    assert rope_thetas(gemma, 2) == [1e4, 1e6]
+    assert read_rope_thetas(gemma, 2) == [1e4, 1e6]
 
 
 def test_heads_and_rope_bases_follow_the_language_model():

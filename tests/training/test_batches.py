@@ -31,7 +31,7 @@ from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
 from anyvla.robot.views import ViewConfig
 from anyvla.training import batches
-from anyvla.training.batches import StalledData, batches_from
+from anyvla.training.batches import StalledData, make_batches
 from anyvla.training.config import TrainingConfig
 from anyvla.training.loop import Progress, train
 from anyvla.types import Batch
@@ -85,13 +85,13 @@ def test_a_killed_worker_gives_a_message_of_one_line() -> None:
     with pytest.raises(
         WorkerDied, match=r"a worker process died \(exit status -9\).*try fewer --data.workers"
     ) as raised:
-        next(batches_from(0, Windows("is killed"), CONFIG, ViewConfig(), 1, 120.0))  # type: ignore[arg-type]
+        next(make_batches(0, Windows("is killed"), CONFIG, ViewConfig(), 1, 120.0))  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
 
 
 def test_workers_pass_on_errors_of_the_data(threads: None) -> None:
     with pytest.raises(ValueError, match=r"^episode 3 is damaged$"):
-        next(batches_from(0, Windows("is damaged"), CONFIG, ViewConfig(), 2, 120.0))  # type: ignore[arg-type]
+        next(make_batches(0, Windows("is damaged"), CONFIG, ViewConfig(), 2, 120.0))  # type: ignore[arg-type]
 
 
 class Clock:
@@ -117,7 +117,7 @@ def test_training_waits_for_workers_as_long_as_allowed(
     with pytest.raises(
         StalledData, match=r"no batch for 50 s at step 4: .*--data.workers 0, .*--data.worker_timeout_s"
     ):
-        next(batches_from(3, windows, CONFIG, ViewConfig(), 2, 50.0, lambda: asked_to_stop))  # type: ignore[arg-type]
+        next(make_batches(3, windows, CONFIG, ViewConfig(), 2, 50.0, lambda: asked_to_stop))  # type: ignore[arg-type]
     released.set()
     assert clock.seconds == 1 + seconds + 1
 
@@ -153,7 +153,7 @@ class Numbered:
 
 def made(start: int, workers: int, **keys: Any) -> list[Batch]:
     config = build(TrainingConfig, {"steps": 6, "batch_size": 4, "augment": {"shift": 2}} | keys)
-    return list(batches_from(start, Numbered(workers > 0), config, ViewConfig(), workers, 60.0))  # type: ignore[arg-type]
+    return list(make_batches(start, Numbered(workers > 0), config, ViewConfig(), workers, 60.0))  # type: ignore[arg-type]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -192,7 +192,7 @@ def test_steps_seeds_windows_and_views_shift_each_in_their_own_way() -> None:
 def test_a_thread_that_hangs_is_reported(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _, wait=time.sleep: wait(0.3))
     with pytest.raises(ValueError, match="episode 3 is damaged"):
-        next(batches_from(0, Windows("hangs"), CONFIG, ViewConfig(), 0, 0.1))  # type: ignore[arg-type]
+        next(make_batches(0, Windows("hangs"), CONFIG, ViewConfig(), 0, 0.1))  # type: ignore[arg-type]
     assert "the batch of step 1 has not come for 0.1 s" in caplog.text
 
 

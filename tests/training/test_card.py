@@ -9,7 +9,7 @@ import yaml
 from anyvla.config import to_dict
 from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
-from anyvla.training.card import model_card
+from anyvla.training.card import format_model_card
 from tests import small
 
 
@@ -25,7 +25,7 @@ def test_every_row_describes_this_policy() -> None:
     other = dataclasses.replace(other, statistics=dataclasses.replace(other.statistics, fingerprint="a" * 64))
     vla = VLA(config, [small.robot(), other])
     recipe = {"name": "mine", "model": to_dict(config), "training": {"seed": 3}}
-    card = model_card(vla, recipe, 40)
+    card = format_model_card(vla, recipe, 40)
     millions = sum(p.numel() for p in vla.parameters()) / 1e6
     assert (
         f"# mine\n\nA vision-language-action model made with anyvla: {millions:.1f} M parameters, 40 training steps."
@@ -48,4 +48,4 @@ def test_every_row_describes_this_policy() -> None:
 
 
 def test_proprio_that_nothing_reads_is_not_used() -> None:
-    assert rows(model_card(small.policy(proprio="none"), {"name": "mine"}, 1))["proprio"] == "not used"
+    assert rows(format_model_card(small.policy(proprio="none"), {"name": "mine"}, 1))["proprio"] == "not used"

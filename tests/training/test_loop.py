@@ -183,14 +183,14 @@ def test_progress_counts_valid_steps_and_shares_of_time(dataset, tmp_path, monke
     """The clock advances by a second whenever it is read: before and after each batch, and for each line."""
     seconds = itertools.count()
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
-    original, valid = batches.batches_from, []
+    original, valid = batches.make_batches, []
 
     def counted(*args):
         for batch in original(*args):
             valid.append(int(batch.step_mask.sum()))
             yield batch
 
-    monkeypatch.setattr(loop, "batches_from", counted)
+    monkeypatch.setattr(loop, "make_batches", counted)
     shown = []
     run(dataset, tmp_path, config(steps=5, log_every=2), progress=shown.append)
     assert [p.elapsed_s for p in shown] == [5, 10, 13]

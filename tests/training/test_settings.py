@@ -170,8 +170,8 @@ def test_workers_timeout_and_share_of_the_cache_reach_the_batches(
         given.extend(args)
         yield from loop_batches(*args[:4], 0, *args[5:])
 
-    loop_batches = loop.batches_from
-    monkeypatch.setattr(loop, "batches_from", batches)
+    loop_batches = loop.make_batches
+    monkeypatch.setattr(loop, "make_batches", batches)
     recipe = small_recipe(model(), BASE | {"steps": 1}, cache_gb=0.6, workers=workers, worker_timeout_s=7.0)
     train(recipe, data, tmp_path)
     start, windows, config, view, asked, timeout_s, stop = given

@@ -37,7 +37,7 @@ from anyvla.decoders.expert_layers import (
     Transformer,
     append_caches,
     choose_layers,
-    rope_thetas,
+    read_rope_thetas,
 )
 from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate
 from anyvla.decoders.lm_tokens import LMTokensDecoder
@@ -94,7 +94,7 @@ class ExpertDecoder(DenoisingDecoder):
         shapes = spec.backbone.get_kv_shapes()
         self.used_layers = choose_layers(config.layers, len(shapes))
         language = _language_config(spec.backbone)
-        thetas, shapes = rope_thetas(language, len(shapes)), [shapes[i] for i in self.used_layers]
+        thetas, shapes = read_rope_thetas(language, len(shapes)), [shapes[i] for i in self.used_layers]
         heads = _choose_heads(config.heads, _heads_of(language), [h for h, _, _ in shapes])
         width = config.width
         self.transformer = Transformer(width, config.mlp, heads, shapes, [thetas[i] for i in self.used_layers])

@@ -114,7 +114,7 @@ def choose_layers(count: int | None, layers: int) -> list[int]:
     return [(i + 1) * layers // count - 1 for i in range(count)]
 
 
-def rope_thetas(config: Any, layers: int) -> list[float]:
+def read_rope_thetas(config: Any, layers: int) -> list[float]:
     """Return the base of rotary positions in each layer, from the configuration of a `transformers` language model."""
     given = getattr(config, "rope_parameters", None) or {}
     kinds = getattr(config, "layer_types", None) or [None] * layers

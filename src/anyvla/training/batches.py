@@ -51,7 +51,7 @@ class _Steps:
         return {**arrays, "images": images.numpy()}
 
 
-def batches_from(
+def make_batches(
     start: int,
     windows: WindowDataset,
     config: TrainingConfig,

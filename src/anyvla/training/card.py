@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in ("anyvla", "torch", "transformers")}
 
 
-def model_card(vla: VLA, recipe: Mapping[str, Any], step: int) -> str:
+def format_model_card(vla: VLA, recipe: Mapping[str, Any], step: int) -> str:
     """Return the model card as Markdown: the policy, its training, its use."""
     robot, config = vla.embodiment, vla.config
     proprio = ", ".join(f"{g.name} ({g.size})" for g in robot.proprio.groups)

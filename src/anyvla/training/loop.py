@@ -26,8 +26,8 @@ from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
 from anyvla.representations.codec_report import check_codec
 from anyvla.training import checkpoint
-from anyvla.training.batches import StalledData, batches_from
-from anyvla.training.card import model_card
+from anyvla.training.batches import StalledData, make_batches
+from anyvla.training.card import format_model_card
 from anyvla.training.checks import check_actions_vary, check_trained_weights, describe_robot_dims
 from anyvla.training.config import TrainingConfig, TrainingRecipe
 from anyvla.training.launchers import check_one_process
@@ -138,7 +138,7 @@ def train(
     with (
         lock_folder(run),
         contextlib.closing(
-            batches_from(start, windows, config, model.view, data.workers, data.worker_timeout_s, stop)
+            make_batches(start, windows, config, model.view, data.workers, data.worker_timeout_s, stop)
         ) as batches,
         _open_log(run / "train" / "log.jsonl", start) as log,
     ):
@@ -148,7 +148,7 @@ def train(
         document = to_dict(recipe)
 
         def keep(folder: Path, step: int) -> Path:
-            checkpoint.save(folder, vla, optim, step, document, model_card(vla, document, step))
+            checkpoint.save(folder, vla, optim, step, document, format_model_card(vla, document, step))
             if last is not None:
                 shutil.rmtree(last)
             return folder

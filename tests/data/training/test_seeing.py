@@ -17,7 +17,7 @@ from anyvla.policy import VLA
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.shared_layout import Robot
 from anyvla.robot.views import ViewConfig
-from anyvla.training.batches import batches_from
+from anyvla.training.batches import make_batches
 from anyvla.training.config import TrainingConfig
 from anyvla.types import Batch, Observation
 from tests import small
@@ -51,7 +51,7 @@ def batches(
     shown = build(ViewConfig, view or {})
     mixture = Mixture(sources, shares, [None] * len(sources))
     windows = WindowDataset(mixture, WindowConfig(window=window, chunk=1, view=shown))
-    return list(itertools.islice(batches_from(start, windows, config, shown, 0, 60.0), steps - start))
+    return list(itertools.islice(make_batches(start, windows, config, shown, 0, 60.0), steps - start))
 
 
 def numbers(made: list[Batch]) -> np.ndarray:
