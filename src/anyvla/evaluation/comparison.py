@@ -52,8 +52,7 @@ def compare(a: Sequence[EpisodeResult], b: Sequence[EpisodeResult], names: tuple
     pairs = _pair(a, b, names)
     won = np.array([[x.success, y.success] for x, y in pairs], float)  # (n, 2)
     strata = np.unique([f"{x.condition} {x.task}" for x, _ in pairs], return_inverse=True)[1]
-    only_a = int((won[:, 0] > won[:, 1]).sum())
-    only_b = int((won[:, 1] > won[:, 0]).sum())
+    only_a, only_b = int((won[:, 0] > won[:, 1]).sum()), int((won[:, 1] > won[:, 0]).sum())
     p = mcnemar(only_a, only_b)
     chains = any(x.length > 1 for x, _ in pairs)
     lengths = np.array([y.completed - x.completed for x, y in pairs], float)

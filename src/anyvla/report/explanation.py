@@ -235,13 +235,12 @@ def find_attention_mask(vla: VLA, sequence: TokenSequence) -> Bool[np.ndarray, "
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         return causal.expand(count, -1, -1).numpy()
     everything = torch.ones(count, length, length, dtype=torch.bool, device=sequence.input_ids.device)
-    given = ask(sequence if sequence.block_mask is not None else replace(sequence, block_mask=everything), None)[
-        "attention_mask"
-    ]
+    masked = sequence if sequence.block_mask is not None else replace(sequence, block_mask=everything)
+    given = ask(masked, None)["attention_mask"]
     if isinstance(given, dict):  # sliding-window layers have a separate mask
         given = given.get("full_attention", next(iter(given.values())))
-    seen = given[:, 0]
-    return (seen if seen.dtype == torch.bool else seen == 0).cpu().numpy()
+    mask = given[:, 0]
+    return (mask if mask.dtype == torch.bool else mask == 0).cpu().numpy()
 
 
 def find_suffix_mask(vla: VLA, inputs: DecoderInput, batch: Batch) -> Bool[np.ndarray, "C C"]:
