@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GPT2Config
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.families.quirks import DEFAULT, QUIRKS, Quirk, quirk_of
+from anyvla.backbones.families.quirks import DEFAULT, QUIRKS, Quirk, look_up_quirk
 from anyvla.config import ConfigError, build
 from anyvla.sequence.tokens import TokenSequence as Sequence
 
@@ -195,4 +195,4 @@ def test_a_prompt_must_contain_the_instruction() -> None:
 
 def test_the_table_names_real_families() -> None:
     assert all(AutoConfig.for_model(model_type) is not None for model_type in QUIRKS)
-    assert quirk_of("llava") is DEFAULT
+    assert look_up_quirk("llava") is DEFAULT

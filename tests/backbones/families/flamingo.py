@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from anyvla.backbones.flamingo.backbone import FlamingoBackbone
-from anyvla.backbones.flamingo.layers import CrossAttending, decoder_layers
+from anyvla.backbones.flamingo.layers import CrossAttending, find_decoder_layers
 from anyvla.sequence.layout import lay_out
 from tests.backbones.families.common import PREPROCESSOR
 
@@ -80,7 +80,8 @@ def write_flamingo(folder: Path, language: str = "mpt", every: int = 2) -> dict[
         options = {"language": str(folder / "language"), "vision": str(folder / "vision")}
         options |= {"cross_attention_every": every}
         backbone = FlamingoBackbone(FlamingoBackbone.Config(**options))
-        blocks = {i: m.cross for i, m in enumerate(decoder_layers(backbone.model)) if isinstance(m, CrossAttending)}
+        layers = find_decoder_layers(backbone.model)
+        blocks = {i: m.cross for i, m in enumerate(layers) if isinstance(m, CrossAttending)}
         for module in (backbone.perceiver, *blocks.values()):
             spread(module)
     state = {f"perceiver.{k}": v for k, v in backbone.perceiver.state_dict().items()}

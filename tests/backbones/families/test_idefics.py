@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from anyvla.backbones.auto import AutoBackbone
-from anyvla.backbones.families.vision.inputs import SequenceImages, beside
+from anyvla.backbones.families.vision.inputs import SequenceImages, feed_beside
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
 from tests.backbones.families.common import write_family
@@ -47,7 +47,7 @@ def test_each_position_reads_the_images_of_its_step(backbone: AutoBackbone) -> N
     sequence = sequence_of(backbone, frames(3, 2), [2, 1])
     places = backbone.get_image_mask(sequence)
     pixels = torch.arange(6.0).view(6, 1, 1, 1).expand(-1, 3, 4, 4)
-    given = beside(SequenceImages(pixels, sequence, places, backbone.model.config))
+    given = feed_beside(SequenceImages(pixels, sequence, places, backbone.model.config))
     order, mask = given["pixel_values"][:, :, 0, 0, 0].tolist(), given["image_attention_mask"]
     assert order[0] == [0, 1, 2, 3]
     assert order[1][:2] == [4, 5]  # and two that no position reads

@@ -11,7 +11,7 @@ import torch
 
 from anyvla.backbones.flamingo.backbone import PRESETS, FlamingoBackbone
 from anyvla.backbones.flamingo.language import load_language
-from anyvla.backbones.flamingo.layers import CrossAttending, decoder_layers
+from anyvla.backbones.flamingo.layers import CrossAttending, find_decoder_layers
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.registry import backbones
 from tests.backbones.families.flamingo import (
@@ -92,7 +92,7 @@ def test_mpt_1b_is_read_without_remote_code(tmp_path: Path) -> None:
     assert torch.equal(old, new)
     # The original checkpoint uses the names of mosaic_gpt.
     state = {f"perceiver.{k}": v for k, v in backbone.perceiver.state_dict().items()}
-    for i, layer in enumerate(decoder_layers(backbone.model)):
+    for i, layer in enumerate(find_decoder_layers(backbone.model)):
         state |= {f"lang_encoder.gated_cross_attn_layers.{i}.{k}": v for k, v in layer.cross.state_dict().items()}
     table = backbone.embedding.weight.detach()
     state |= {"lang_encoder.transformer.wte.weight": table, "lang_encoder.old_decoder_blocks.1.ln_1.weight": norm()}
@@ -156,14 +156,14 @@ def test_each_camera_but_the_first_adds_a_mark(mpt: dict[str, Any]) -> None:
     assert 0.08 < marks[1:].std() < 0.12
     one = frames(1, 1)
     with torch.no_grad():
-        first, second = backbone.latents(one.expand(1, 2, -1, -1, -1, -1).flatten(1, 2)).unflatten(1, (2, -1))[0]
-        torch.testing.assert_close(backbone.latents(one)[0], first)
+        first, second = backbone.encode_images(one.expand(1, 2, -1, -1, -1, -1).flatten(1, 2)).unflatten(1, (2, -1))[0]
+        torch.testing.assert_close(backbone.encode_images(one)[0], first)
     torch.testing.assert_close(second, first + marks[1])
 
 
 def test_layers_are_cut_after_the_checkpoint_is_read(mpt: dict[str, Any]) -> None:
     backbone = load(mpt, layers=3)
-    layers = decoder_layers(backbone.model)
+    layers = find_decoder_layers(backbone.model)
     assert [isinstance(layer, CrossAttending) for layer in layers] == [False, True, False]
     assert torch.equal(layers[1].cross.attn_gate, torch.ones(1))
     with pytest.raises(ValueError, match="cross_attention_every is 2, but the language model has 1 layers: none would"):

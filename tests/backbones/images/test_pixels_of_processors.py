@@ -93,14 +93,14 @@ def test_pixels_equal_the_processors(case: str) -> None:
 def test_patches_equal_the_processors() -> None:
     from transformers import Qwen2_5_VLConfig
 
-    from anyvla.backbones.families.quirks import quirk_of
+    from anyvla.backbones.families.quirks import look_up_quirk
 
     processor = Qwen2VLImageProcessorPil(**QWEN)
     image = picture(120, 120)
     theirs = processor(image, return_tensors="pt")
     pixels = Pixels(saved(processor), None, exact=56)
     config = Qwen2_5_VLConfig(vision_config={"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2})
-    ours = quirk_of("qwen2_5_vl").image_inputs(
+    ours = look_up_quirk("qwen2_5_vl").image_inputs(
         SequenceImages(pixels(torch.from_numpy(image)[None]), None, None, config)
     )  # type: ignore[arg-type]
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])

@@ -39,7 +39,7 @@ class Quirk:
 
     template: Template = field(default_factory=Template)
     image_token: str | None = None  # None: the config's image_token_id
-    image_inputs: Callable[[SequenceImages], Mapping[str, Tensor]] = inputs.flat
+    image_inputs: Callable[[SequenceImages], Mapping[str, Tensor]] = inputs.feed_flat
     # Rows and columns of an image's tokens, where the model has no get_image_features to count them, or rows end
     # in a token of their own.
     grid: Callable[[Any, Size], Size] | None = None
@@ -55,7 +55,7 @@ class Quirk:
     preprocessor_overrides: Mapping[str, Any] = field(default_factory=dict)  # replace values of the preprocessor JSON
     reads: Literal["head", "encoder"] = "head"  # readouts are the input of the LM head or the output of the encoder
     passed_on: frozenset[str] = frozenset()  # inputs that the forward passes to its language model without naming them
-    inputs_without_images: Callable[[SequenceImages], Mapping[str, Any]] = special.nothing
+    inputs_without_images: Callable[[SequenceImages], Mapping[str, Any]] = special.feed_nothing
     discrete_images: bool = False  # images become token ids: no gradient reaches the vision tower, so it stays frozen
     second_tokenizer: str | None = None  # the folder of the tokenizer for text that the vision side reads
     # The text that opens an image, before the template's before_image, where it contains the image's size.
@@ -75,7 +75,7 @@ def _around(before: str = "", after: str = "", **parts: str) -> Template:
     return Template(before_image=before, after_image=after, **{"text": "{prompt}", **parts})
 
 
-def _count_pixels_by(factor: str) -> Callable[[Any], int]:
+def _make_side_finder(factor: str) -> Callable[[Any], int]:
     """Return a function that multiplies a tower's patch size by a factor that the configuration may have."""
 
     def count_pixels(config: Any) -> int:
@@ -85,38 +85,38 @@ def _count_pixels_by(factor: str) -> Callable[[Any], int]:
     return count_pixels
 
 
-_patch_side = _count_pixels_by("")
-_merged_side = _count_pixels_by("spatial_merge_size")
-_pooled_side = _count_pixels_by("pooling_kernel_size")
-_downsampled_side = _count_pixels_by("downsample_factor")
+_find_patch_side = _make_side_finder("")
+_find_merged_side = _make_side_finder("spatial_merge_size")
+_find_pooled_side = _make_side_finder("pooling_kernel_size")
+_find_downsampled_side = _make_side_finder("downsample_factor")
 
 DEFAULT = Quirk()
 
 _IDEFICS3 = Quirk(
-    _around("<fake_token_around_image><global-img>", "<fake_token_around_image>"), image_inputs=inputs.nested
+    _around("<fake_token_around_image><global-img>", "<fake_token_around_image>"), image_inputs=inputs.feed_nested
 )
 _QWEN_VL = Quirk(
     _around("<|vision_start|>", "<|vision_end|>", opening=""),
-    image_inputs=patches.patches_thw,
-    size_multiple=_merged_side,
+    image_inputs=patches.cut_patches_thw,
+    size_multiple=_find_merged_side,
 )
 _GLM_VL = replace(_QWEN_VL, template=_around("<|begin_of_image|>", "<|end_of_image|>", opening="[gMASK]<sop>"))
 
 
-def _pixtral_grid(config: Any, size: Size) -> Size:
-    side = _merged_side(config)
+def _count_pixtral_tokens(config: Any, size: Size) -> Size:
+    side = _find_merged_side(config)
     return size[0] // side, size[1] // side
 
 
 _PIXTRAL = Quirk(
     _around("", "[IMG_END]", row_end="[IMG_BREAK]"),
-    image_inputs=patches.sized,
-    grid=_pixtral_grid,
-    size_multiple=_merged_side,
+    image_inputs=patches.feed_with_sizes,
+    grid=_count_pixtral_tokens,
+    size_multiple=_find_merged_side,
 )
 # Each image is read once, as a whole, as in a conversation about several images; an embedding of its own ends it.
 # With no grid of tiles to choose from, the model cuts nothing.
-_LLAVA_NEXT = Quirk(image_inputs=patches.sized, config_overrides={"image_grid_pinpoints": [[0, 0]]})
+_LLAVA_NEXT = Quirk(image_inputs=patches.feed_with_sizes, config_overrides={"image_grid_pinpoints": [[0, 0]]})
 _GEMMA3 = Quirk(
     _around("\n\n<start_of_image>", "<end_of_image>\n\n"),
     attention="image",
@@ -136,9 +136,9 @@ _T5 = Template(opening="", text="{prompt}</s>")
 _BLIP2 = Quirk(
     Template(opening="", text="{bos}{prompt}"),
     passed_on=frozenset({"position_ids"}),
-    inputs_without_images=special.no_features,
+    inputs_without_images=special.feed_no_features,
 )
-_INSTRUCTBLIP = replace(_BLIP2, image_inputs=special.instructed, second_tokenizer="qformer_tokenizer")
+_INSTRUCTBLIP = replace(_BLIP2, image_inputs=special.feed_with_instructions, second_tokenizer="qformer_tokenizer")
 
 
 def _gemma4_attention(config: Any) -> Attention:
@@ -147,9 +147,9 @@ def _gemma4_attention(config: Any) -> Attention:
 
 _GEMMA4 = Quirk(
     _around("<|image>", "<image|>"),
-    image_inputs=patches.patches_placed,
-    size_multiple=_pooled_side,
-    default_size=lambda config, _: 8 * _pooled_side(config),  # 64 tokens, within the smallest budget of 70
+    image_inputs=patches.cut_patches_placed,
+    size_multiple=_find_pooled_side,
+    default_size=lambda config, _: 8 * _find_pooled_side(config),  # 64 tokens, within the smallest budget of 70
     attention=_gemma4_attention,
 )
 # `find_missing_capabilities` finds the same in every model of these families.
@@ -157,7 +157,7 @@ _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 _QWEN3_5 = replace(_QWEN_VL, lacks=_RECURRENT)
 _MINICPM = Quirk(
     _around("<image>", "</image>"),
-    image_inputs=patches.patches_in_a_row,
+    image_inputs=patches.cut_patches_in_a_row,
     size_multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
     default_size=lambda _, preprocessor: preprocessor.get("scale_resolution", 448),
     note="images are not numbered, as with use_image_id=False of its processor",
@@ -177,7 +177,7 @@ QUIRKS: dict[str, Quirk] = {
     "idefics": Quirk(
         _around("<fake_token_around_image>", text="<fake_token_around_image>{prompt}"),
         image_token="<image>",
-        image_inputs=inputs.beside,
+        image_inputs=inputs.feed_beside,
         preprocessor_overrides={"resample": 3},  # bicubic, which its file does not name
         grid=lambda _config, _size: (1, 1),
         lacks=frozenset({"cache"}),  # it needs images at each call
@@ -202,36 +202,38 @@ QUIRKS: dict[str, Quirk] = {
     "paddleocr_vl": replace(
         _QWEN_VL,
         template=_around("{vision_start_token_id}", "{vision_end_token_id}"),
-        image_inputs=patches.patches_stacked,
+        image_inputs=patches.cut_patches_stacked,
     ),
     "kimi_k25": Quirk(
         _around("{vision_start_token_id}image<|media_content|>", "{vision_end_token_id}"),
-        image_inputs=patches.patches_stacked,
+        image_inputs=patches.cut_patches_stacked,
         size_multiple=lambda config: config.vision_config.patch_size * config.vision_config.merge_kernel_size[0],
     ),
-    "video_llama_3": Quirk(_around(after="\n"), image_inputs=patches.patches_unmerged, size_multiple=_patch_side),
+    "video_llama_3": Quirk(
+        _around(after="\n"), image_inputs=patches.cut_patches_unmerged, size_multiple=_find_patch_side
+    ),
     "lfm2_vl": Quirk(
         _around("<|image_start|>", "<|image_end|>"),
-        image_inputs=patches.patches_shaped,
-        size_multiple=_downsampled_side,
+        image_inputs=patches.cut_patches_shaped,
+        size_multiple=_find_downsampled_side,
         default_size=lambda config, preprocessor: special.find_square_side(
-            preprocessor.get("min_image_tokens", 64), _downsampled_side(config)
+            preprocessor.get("min_image_tokens", 64), _find_downsampled_side(config)
         ),
         lacks=_RECURRENT,
     ),
     "gemma4": _GEMMA4,
-    "gemma4_unified": replace(_GEMMA4, image_inputs=patches.patches_placed_whole),
+    "gemma4_unified": replace(_GEMMA4, image_inputs=patches.cut_patches_placed_whole),
     "mistral3": _PIXTRAL,
     "lighton_ocr": replace(_PIXTRAL, template=_around(after="\n"), grid=None),
-    "llava_onevision": Quirk(image_inputs=inputs.one_of_several),
+    "llava_onevision": Quirk(image_inputs=inputs.feed_one_of_several),
     "gemma3": _GEMMA3,
     "gemma3n": Quirk(_GEMMA3.template),
-    "perception_lm": Quirk(_around(), image_inputs=inputs.one_tile),
+    "perception_lm": Quirk(_around(), image_inputs=inputs.feed_one_tile),
     # An image opens with the token that would have closed the one before it.
     "idefics2": Quirk(
         _around("<fake_token_around_image>", text="<fake_token_around_image> {prompt}"),
-        image_inputs=inputs.nested,
-        size_multiple=_patch_side,
+        image_inputs=inputs.feed_nested,
+        size_multiple=_find_patch_side,
         default_size=lambda _, preprocessor: (preprocessor.get("size") or {}).get("shortest_edge", 378),
     ),
     "aya_vision": Quirk(_around("<|START_OF_IMG|>TILE_GLOBAL", "<|END_OF_IMG|>")),
@@ -241,19 +243,19 @@ QUIRKS: dict[str, Quirk] = {
     "deepseek_vl": _DEEPSEEK_VL,
     "deepseek_vl_hybrid": replace(
         _DEEPSEEK_VL,
-        image_inputs=tiles.two_sizes,
+        image_inputs=tiles.feed_two_sizes,
         size_multiple=lambda config: config.high_res_vision_config.image_size,
         default_size=lambda config, _: config.high_res_vision_config.image_size,
-        preprocessor_overrides={"do_rescale": False, "do_normalize": False},  # `two_sizes` normalizes for each tower
+        preprocessor_overrides={"do_rescale": False, "do_normalize": False},  # done for each tower
     ),
     "aria": Quirk(
         _around("<fim_prefix>", "<fim_suffix>"),
-        size_multiple=tiles.aria_side,
-        default_size=lambda config, _: tiles.aria_side(config),
+        size_multiple=tiles.find_aria_side,
+        default_size=lambda config, _: tiles.find_aria_side(config),
     ),
-    "llama4": Quirk(_around("<|image_start|><|image|>", "<|image_end|>"), grid=tiles.llama4_grid),
+    "llama4": Quirk(_around("<|image_start|><|image|>", "<|image_end|>"), grid=tiles.count_llama4_tokens),
     "chameleon": Quirk(_around("<racm3:break>", "<eoss>"), discrete_images=True),
-    "granite4_vision": replace(_LLAVA_NEXT, grid=tiles.granite4_grid),
+    "granite4_vision": replace(_LLAVA_NEXT, grid=tiles.count_granite4_tokens),
     "blip-2": _BLIP2,
     "instructblip": _INSTRUCTBLIP,
     "florence2": Quirk(
@@ -267,10 +269,10 @@ QUIRKS: dict[str, Quirk] = {
     "kosmos-2.5": Quirk(
         _around("<image>", "</image>"),
         image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding
-        image_inputs=special.patches_standardized,
+        image_inputs=special.cut_patches_standardized,
         grid=lambda config, _size: (1, config.latent_query_num),
-        size_multiple=special.kosmos_patch,
-        default_size=special.kosmos_side,
+        size_multiple=special.find_kosmos_patch,
+        default_size=special.find_kosmos_side,
         first_position=2,  # after the padding index, 1
         preprocessor_overrides={"do_rescale": False, "do_normalize": False},  # each image is standardized by itself
         extra_inputs={"image_embeds_position_mask": special.mark_image_tokens_and_ends},
@@ -280,7 +282,7 @@ QUIRKS: dict[str, Quirk] = {
     "fuyu": Quirk(
         Template(opening="", row_end="|NEWLINE|", after_image="|NEWLINE|", text="{bos}{prompt}<0x04>"),
         image_token="|SPEAKER|",
-        image_inputs=patches.patches_of_all,
+        image_inputs=patches.cut_patches_of_all,
         grid=lambda config, size: (size[0] // config.patch_size, size[1] // config.patch_size),
         size_multiple=lambda config: config.patch_size,
     ),
@@ -289,9 +291,9 @@ QUIRKS: dict[str, Quirk] = {
         _around("<|image token|>", "<|extra_201|><|image end|>"),
         image_opening=special.open_emu_image,
         image_token="<image>",
-        image_inputs=patches.sized,
-        grid=special.emu_grid,
-        size_multiple=special.emu_patch,
+        image_inputs=patches.feed_with_sizes,
+        grid=special.count_emu_tokens,
+        size_multiple=special.find_emu_patch,
         default_size=lambda _, preprocessor: special.find_square_side(preprocessor.get("min_pixels", 512 * 512), 1),
         discrete_images=True,
         note="4160 tokens an image at 512 pixels: choose a smaller image_size; the tokenizer of images stays frozen",
@@ -299,8 +301,8 @@ QUIRKS: dict[str, Quirk] = {
     # It can read an image as a whole and in crops; here it reads the whole image, like a frame of a video.
     "molmo2": Quirk(
         _around("<low_res_im_start>", "<im_col><im_end>", row_end="<im_col>"),
-        image_inputs=special.patches_pooled,
-        grid=special.molmo_grid,
+        image_inputs=special.cut_patches_pooled,
+        grid=special.count_molmo_tokens,
         attention="images",
         extra_inputs={"mm_token_type_ids": special.mark_image_area},
         note="reads the whole image only, not its crops, as it reads the frames of a video",
@@ -308,7 +310,7 @@ QUIRKS: dict[str, Quirk] = {
     # Like idefics. An image takes four tiles of the tower and fills one of them.
     "mllama": Quirk(
         Template(opening="", text="{bos}{prompt}"),
-        image_inputs=special.beside_in_tiles,
+        image_inputs=special.feed_beside_in_tiles,
         grid=lambda _config, _size: (1, 1),
         lacks=frozenset({"cache"}),  # its cache does not record which step the cached images belong to
         note="its tower takes an image for four tiles, whatever they hold",
@@ -329,7 +331,7 @@ _AROUND = (("vision_start", "vision_end"), ("image_start", "image_end"), ("boi",
 def find_quirk(config: Any, forward_inputs: Container[str]) -> Quirk:
     """Return the row of a model's configuration. Without a row, the inputs of the forward decide."""
     parts = (getattr(getattr(config, name, None), "model_type", "") for name in ("vision_config", "text_config"))
-    quirk = quirk_of(config.model_type, *parts)
+    quirk = look_up_quirk(config.model_type, *parts)
     if quirk is DEFAULT and "image_grid_thw" in forward_inputs:  # like Qwen-VL, with other tokens around images
         named = [names for names in _AROUND if all(getattr(config, f"{n}_token_id", None) is not None for n in names)]
         before, after = (f"{{{name}_token_id}}" for name in named[0]) if named else ("", "")
@@ -338,7 +340,7 @@ def find_quirk(config: Any, forward_inputs: Container[str]) -> Quirk:
     return quirk if quirk.lacks >= lacks else replace(quirk, lacks=quirk.lacks | lacks)
 
 
-def quirk_of(model_type: str, *parts: str) -> Quirk:
+def look_up_quirk(model_type: str, *parts: str) -> Quirk:
     """Return the row of a model type with parts of these model types."""
     rows = (BY_PART[model_type, part] for part in parts if (model_type, part) in BY_PART)
     return next(rows, QUIRKS.get(model_type, DEFAULT))

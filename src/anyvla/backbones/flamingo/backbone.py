@@ -38,7 +38,7 @@ from anyvla.backbones.flamingo.language import (
     PositionedMpt,
     load_language,
 )
-from anyvla.backbones.flamingo.layers import CrossAttending, VisibleMedia, add_cross_attention, decoder_layers
+from anyvla.backbones.flamingo.layers import CrossAttending, VisibleMedia, add_cross_attention, find_decoder_layers
 from anyvla.backbones.flamingo.weights import check_weights, read_checkpoint, translate_names
 from anyvla.backbones.hooks import set_attribute
 from anyvla.backbones.images.pixels import Pixels
@@ -135,10 +135,10 @@ class FlamingoBackbone(TokenBackbone):
         if assets is None and config.checkpoint is not None:
             self._load_checkpoint(config.checkpoint, KEPT[config.pretrained])
         truncate_model(self.model, config.layers, self.vision)
-        if not any(isinstance(layer, CrossAttending) for layer in decoder_layers(self.model)):
+        if not any(isinstance(layer, CrossAttending) for layer in find_decoder_layers(self.model)):
             raise ValueError(
                 f"cross_attention_every is {config.cross_attention_every}, but the language model has "
-                f"{len(decoder_layers(self.model))} layers: none would read images"
+                f"{len(find_decoder_layers(self.model))} layers: none would read images"
             )
         self.pixels = Pixels(self.preprocessor, self.vision.config.image_size)
         text_config = self.model.config.get_text_config(decoder=True)
@@ -164,7 +164,7 @@ class FlamingoBackbone(TokenBackbone):
 
     def part_modules(self) -> dict[ModelPart, tuple[nn.Module, ...]]:
         """Return the modules of each part; the resampler and the cross-attention blocks are the projector."""
-        layers = decoder_layers(self.model)
+        layers = find_decoder_layers(self.model)
         wrapped = [layer for layer in layers if isinstance(layer, CrossAttending)]
         apart = {self.embedding, self.lm_head, *(m for layer in layers for m in layer.modules())}
         ends = [m for m in self.model.modules() if m not in apart and any(True for _ in m.parameters(recurse=False))]
@@ -223,7 +223,7 @@ class FlamingoBackbone(TokenBackbone):
         self.vision.config.save_pretrained(vision)
         (vision / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
 
-    def latents(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "M n Dv"]:
+    def encode_images(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "M n Dv"]:
         """Return the latents that the tokens of each step read, camera by camera."""
         views = images.shape[1]
         if views > CAMERAS:
@@ -234,7 +234,7 @@ class FlamingoBackbone(TokenBackbone):
         return (latents + self.cameras.weight[:views, None]).flatten(1, 2)
 
     def _show_media(self, media: VisibleMedia) -> AbstractContextManager[None]:
-        layers = decoder_layers(self.model)
+        layers = find_decoder_layers(self.model)
         return set_attribute((layer for layer in layers if isinstance(layer, CrossAttending)), "media", media)
 
     def _find_media(self, sequence: TokenSequence, state: FlamingoCache | None, cached: int) -> VisibleMedia:
@@ -252,7 +252,7 @@ class FlamingoBackbone(TokenBackbone):
         media = self.perceiver.latents.new_zeros(len(here), 0, self.perceiver.latents.shape[-1])  # (S, n, Dv)
         each = 1
         if len(sequence.images):
-            latents = self.latents(sequence.images)
+            latents = self.encode_images(sequence.images)
             each = latents.shape[1]
             first = counts.cumsum(0) - counts
             grid = (first[:, None] + slots - 1).clamp_max(len(latents) - 1)
@@ -280,7 +280,7 @@ class FlamingoBackbone(TokenBackbone):
         with torch.no_grad():
             self.cameras.weight.mul_(CAMERA_SPREAD)[0] = 0
         width = self.model.config.get_text_config(decoder=True).hidden_size
-        add_cross_attention(decoder_layers(self.model), every, width, media_width)
+        add_cross_attention(find_decoder_layers(self.model), every, width, media_width)
         self.model.to(dtype)
 
     def _load_checkpoint(self, checkpoint: str, kept: tuple[ModelPart, ...]) -> None:
@@ -288,7 +288,7 @@ class FlamingoBackbone(TokenBackbone):
         if not Path(checkpoint).is_file():
             with _explain_unreadable(checkpoint):
                 path = cached_file(checkpoint, "checkpoint.pt")
-        layers = decoder_layers(self.model)
+        layers = find_decoder_layers(self.model)
         at = next(name for name, module in self.model.named_modules() if module is layers)
         wrapped = [i for i, layer in enumerate(layers) if isinstance(layer, CrossAttending)]
         renamed = MOSAIC_NAMES if isinstance(self.model, PositionedMpt) else OLDER_NAMES

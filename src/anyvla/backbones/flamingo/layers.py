@@ -95,7 +95,7 @@ class CrossAttending(nn.Module):
         return self.layer(hidden_states, *inputs, **named)
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
+def find_decoder_layers(model: Any) -> nn.ModuleList:
     """Return the layers of a causal language model of `transformers`.
 
     Raises ValueError if it has no list of as many modules as its configuration has layers.

@@ -43,7 +43,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from anyvla.backbones.auto import AutoBackbone
 from anyvla.backbones.families.vision.inputs import SequenceImages
-from anyvla.backbones.families.vision.tiles import two_sizes
+from anyvla.backbones.families.vision.tiles import feed_two_sizes
 from anyvla.backbones.images.pixels import Pixels
 from tests.backbones.families import FAMILIES, common
 from tests.backbones.families.common import PREPROCESSOR, tiny_tokenizer, write_family
@@ -260,7 +260,7 @@ def test_two_towers_read_an_image_at_two_sizes(dtype: str) -> None:
     config = SimpleNamespace(vision_config=SimpleNamespace(image_size=SIDE))
     levels = torch.tensor(frame).permute(2, 0, 1)[None].to(getattr(torch, dtype))
     nothing: Any = None
-    ours = two_sizes(SequenceImages(levels, nothing, nothing, config, preprocessor=preprocessor))
+    ours = feed_two_sizes(SequenceImages(levels, nothing, nothing, config, preprocessor=preprocessor))
     assert ours.keys() == {"pixel_values", "high_res_pixel_values"}
     for name, pixels in ours.items():
         assert pixels.dtype == levels.dtype

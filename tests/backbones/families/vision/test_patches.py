@@ -59,25 +59,25 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], names: se
 @pytest.mark.parametrize("kind", [Qwen2VLImageProcessorPil, Glm4vImageProcessorPil])
 def test_patches_of_qwen_and_glm(kind: type, frames: np.ndarray[Any, Any]) -> None:
     processor = kind(**COMMON, temporal_patch_size=2, merge_size=2)
-    same(ours(patches.patches_thw, frames), theirs(processor, frames), {"pixel_values", "image_grid_thw"})
+    same(ours(patches.cut_patches_thw, frames), theirs(processor, frames), {"pixel_values", "image_grid_thw"})
 
 
 def test_patches_of_paddleocr(frames: np.ndarray[Any, Any]) -> None:
     processor = PaddleOCRVLImageProcessorPil(**COMMON, merge_size=2, temporal_patch_size=1)
-    same(ours(patches.patches_stacked, frames), theirs(processor, frames), {"pixel_values", "image_grid_thw"})
+    same(ours(patches.cut_patches_stacked, frames), theirs(processor, frames), {"pixel_values", "image_grid_thw"})
 
 
 def test_patches_of_videollama3(frames: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(VISION, "spatial_merge_size")
     monkeypatch.delitem(VISION, "temporal_patch_size")
     names = {"pixel_values", "image_grid_thw", "image_merge_sizes"}
-    same(ours(patches.patches_unmerged, frames), theirs(VideoLlama3ImageProcessorPil(**COMMON), frames), names)
+    same(ours(patches.cut_patches_unmerged, frames), theirs(VideoLlama3ImageProcessorPil(**COMMON), frames), names)
 
 
 def test_patches_of_siglip2(frames: np.ndarray[Any, Any]) -> None:
     processor = Siglip2ImageProcessorPil(**COMMON, max_num_patches=HIGH * WIDE // SIDE**2)
     names = {"pixel_values", "spatial_shapes", "pixel_attention_mask"}
-    same(ours(patches.patches_shaped, frames), theirs(processor, frames), names)
+    same(ours(patches.cut_patches_shaped, frames), theirs(processor, frames), names)
 
 
 def test_patches_of_gemma4(frames: np.ndarray[Any, Any]) -> None:
@@ -86,23 +86,23 @@ def test_patches_of_gemma4(frames: np.ndarray[Any, Any]) -> None:
     count = HIGH * WIDE // SIDE**2
     assert (other["image_position_ids"][:, count:] == -1).all()  # the processor pads to its budget
     cut = {name: other[name][:, :count] for name in ("pixel_values", "image_position_ids")}
-    same(ours(patches.patches_placed, frames), cut, set(cut))
+    same(ours(patches.cut_patches_placed, frames), cut, set(cut))
 
 
 def test_patches_of_minicpm(frames: np.ndarray[Any, Any]) -> None:
     processor = MiniCPMV4_6ImageProcessorPil(**COMMON, slice_mode=False)
-    same(ours(patches.patches_in_a_row, frames), theirs(processor, frames), {"pixel_values", "target_sizes"})
+    same(ours(patches.cut_patches_in_a_row, frames), theirs(processor, frames), {"pixel_values", "target_sizes"})
 
 
 def test_sizes_of_pixtral(frames: np.ndarray[Any, Any]) -> None:
     processor = PixtralImageProcessorPil(**COMMON | {"patch_size": {"height": SIDE, "width": SIDE}})
-    same(ours(patches.sized, frames), theirs(processor, frames), {"pixel_values", "image_sizes"})
+    same(ours(patches.feed_with_sizes, frames), theirs(processor, frames), {"pixel_values", "image_sizes"})
 
 
 def test_whole_patches_of_gemma4_unified(frames: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each patch is a square of the picture, as large as 2 x 2 small patches."""
     monkeypatch.setitem(VISION, "pooling_kernel_size", 2)
-    given = ours(patches.patches_placed_whole, frames)
+    given = ours(patches.cut_patches_placed_whole, frames)
     mean, std = (np.array(COMMON[name]) for name in ("image_mean", "image_std"))
     side = 2 * SIDE
     assert given["pixel_values"].shape == (2, HIGH * WIDE // side**2, side * side * 3)

@@ -56,7 +56,7 @@ def test_kosmos_reads_the_patches_of_its_image_processor() -> None:
     expected = theirs([image.numpy() for image in images[:, 0]], return_tensors="pt")["flattened_patches"]
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 64)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    ours = special.patches_standardized(SequenceImages(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    ours = special.cut_patches_standardized(SequenceImages(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert torch.allclose(ours["flattened_patches"], expected, atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_a_uniform_image_causes_no_division_by_zero() -> None:
     images = torch.full((1, 1, 32, 32, 3), 7, dtype=torch.uint8)
     pixels = Pixels({"do_rescale": False, "do_normalize": False}, None, 32)(images.flatten(0, 1))
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_embed_hidden_size=768))
-    patches = special.patches_standardized(SequenceImages(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
+    patches = special.cut_patches_standardized(SequenceImages(pixels, SimpleNamespace(images=images), None, config))  # type: ignore[arg-type]
     assert patches["flattened_patches"].abs().max() <= 2  # rows and columns
 
 
@@ -76,7 +76,7 @@ def test_fuyu_reads_the_patches_of_its_image_processor() -> None:
     shown = theirs([[image.numpy()] for image in images], return_tensors="pt")["images"]
     expected = torch.cat([torch.from_numpy(theirs.patchify_image(np.asarray(image[0]))) for image in shown])
     pixels = Pixels({"image_mean": 0.5, "image_std": 0.5}, None, 60)(images)
-    ours = vision_patches.patches_of_all(SequenceImages(pixels, None, None, SimpleNamespace(patch_size=30)))  # type: ignore[arg-type]
+    ours = vision_patches.cut_patches_of_all(SequenceImages(pixels, None, None, SimpleNamespace(patch_size=30)))  # type: ignore[arg-type]
     assert torch.allclose(ours["pixel_values"], expected.reshape(1, 8, -1).float(), atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_fuyu_reads_the_patches_of_its_image_processor() -> None:
 def test_molmo_pools_patches_as_its_image_processor_does() -> None:
     """Each token pools 2 x 2 patches; -1 is beyond the edge."""
     config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=7))
-    given = special.patches_pooled(SequenceImages(frames(2, 3, 35, 35).float(), None, None, config))  # type: ignore[arg-type]
+    given = special.cut_patches_pooled(SequenceImages(frames(2, 3, 35, 35).float(), None, None, config))  # type: ignore[arg-type]
     expected = []
     for image in range(2):
         for row in range(0, 5, 2):
@@ -93,7 +93,7 @@ def test_molmo_pools_patches_as_its_image_processor_does() -> None:
                 expected.append([image * 25 + r * 5 + c if r < 5 and c < 5 else -1 for r, c in near])
     assert given["image_token_pooling"].tolist() == expected
     assert given["image_grids"].tolist() == [[3, 3, 0, 0]] * 2
-    assert special.molmo_grid(config, (35, 35)) == (3, 3)
+    assert special.count_molmo_tokens(config, (35, 35)) == (3, 3)
 
 
 def test_llama_masks_images_like_its_processor(tmp_path: Any) -> None:

@@ -34,22 +34,22 @@ class SequenceImages:
         return torch.tensor([numbers], dtype=dtype, device=self.pixels.device).repeat(len(self.pixels), 1)
 
 
-def flat(images: SequenceImages) -> dict[str, Tensor]:
+def feed_flat(images: SequenceImages) -> dict[str, Tensor]:
     """(N, 3, h, w)."""
     return {"pixel_values": images.pixels}
 
 
-def nested(images: SequenceImages) -> dict[str, Tensor]:
+def feed_nested(images: SequenceImages) -> dict[str, Tensor]:
     """(1, N, 3, h, w): one sample with every image, as the features are laid out flat anyway."""
     return {"pixel_values": images.pixels[None]}
 
 
-def one_tile(images: SequenceImages) -> dict[str, Tensor]:
+def feed_one_tile(images: SequenceImages) -> dict[str, Tensor]:
     """(N, 1, 3, h, w): each image has one tile."""
     return {"pixel_values": images.pixels[:, None]}
 
 
-def one_of_several(images: SequenceImages) -> dict[str, Tensor]:
+def feed_one_of_several(images: SequenceImages) -> dict[str, Tensor]:
     """(N, 3, h, w), as in a prompt of more images than these: none is cut into tiles (LLaVA-OneVision)."""
     return {
         "pixel_values": images.pixels,
@@ -58,20 +58,20 @@ def one_of_several(images: SequenceImages) -> dict[str, Tensor]:
     }
 
 
-def beside(images: SequenceImages) -> dict[str, Tensor]:
+def feed_beside(images: SequenceImages) -> dict[str, Tensor]:
     """(S, N, 3, h, w), N images per sequence, and (S, L, N): 1 where a position reads an image (Idefics 1).
 
     Text and queries read all images of their step. Positions between images read the latest one only, which is how the
     model distinguishes cameras: cross-attention has no order.
     """
     each = len(images.pixels) // len(images.sequence.images)
-    pixels, own, shown = by_sequence(images)
+    pixels, own, shown = group_by_sequence(images)
     latest = shown[:, :, None] == torch.arange(1, each + 1, device=shown.device)
     read = latest | ((shown == each) & ~images.image_mask)[:, :, None]
     return {"pixel_values": pixels, "image_attention_mask": (own[..., None] & read[:, :, None]).flatten(2).long()}
 
 
-def by_sequence(
+def group_by_sequence(
     images: SequenceImages,
 ) -> tuple[Float[Tensor, "S N 3 h w"], Bool[Tensor, "S L steps"], Int64[Tensor, "S L"]]:
     """Return the N images of each sequence, the step of each position, and how many images of that step precede it.

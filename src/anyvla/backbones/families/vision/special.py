@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from anyvla.backbones.control_tokens import encode_plainly
-from anyvla.backbones.families.vision.inputs import SequenceImages, by_sequence
-from anyvla.backbones.families.vision.patches import list_positions, patches_channels_last
+from anyvla.backbones.families.vision.inputs import SequenceImages, group_by_sequence
+from anyvla.backbones.families.vision.patches import cut_patches_channels_last, list_positions
 
 MOLMO_POOL = 2  # patches in a row and in a column that make one token
 
 
-def nothing(_images: SequenceImages) -> dict[str, Any]:
+def feed_nothing(_images: SequenceImages) -> dict[str, Any]:
     """Return no arguments."""
     return {}
 
 
-def no_features(images: SequenceImages) -> dict[str, Any]:
+def feed_no_features(images: SequenceImages) -> dict[str, Any]:
     """Return the features of no image, as BLIP-2 and InstructBLIP need pixels or features."""
     none = BaseModelOutputWithPooling(pooler_output=images.pixels.new_zeros(0))
     none.qformer_outputs = none.vision_outputs = None
@@ -31,7 +31,7 @@ def no_features(images: SequenceImages) -> dict[str, Any]:
     return arguments | ({} if images.second_tokenizer is None else {"qformer_input_ids": None})
 
 
-def instructed(images: SequenceImages) -> dict[str, Tensor]:
+def feed_with_instructions(images: SequenceImages) -> dict[str, Tensor]:
     """Return (N, 3, h, w) and, for the Q-Former, the ids of the text of each image's step."""
     text = _texts_of_steps(images)
     read = encode_plainly(images.second_tokenizer, text).to(images.pixels.device)
@@ -58,7 +58,7 @@ def _texts_of_steps(images: SequenceImages) -> list[str]:
     return [images.tokenizer.decode(step, skip_special_tokens=True) for step in steps]
 
 
-def kosmos_patch(config: Any) -> int:
+def find_kosmos_patch(config: Any) -> int:
     """Return the side of a patch in pixels, which KosMos-2.5's configuration gives only indirectly."""
     return math.isqrt(config.vision_config.patch_embed_hidden_size // 3)
 
@@ -68,13 +68,13 @@ def find_square_side(count: int, step: int) -> int:
     return math.isqrt(count) * step
 
 
-def kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
+def find_kosmos_side(config: Any, preprocessor: Mapping[str, Any]) -> int:
     """Return the side that KosMos-2.5's image processor gives a square image: the most patches allowed."""
     most = config.vision_config.max_num_patches
-    return find_square_side(min(most, preprocessor.get("max_patches", most)), kosmos_patch(config))
+    return find_square_side(min(most, preprocessor.get("max_patches", most)), find_kosmos_patch(config))
 
 
-def patches_standardized(images: SequenceImages) -> dict[str, Tensor]:
+def cut_patches_standardized(images: SequenceImages) -> dict[str, Tensor]:
     """Return (N, patches, 2 + p * p * 3), row by row: row and column from 1, then the patch (KosMos-2.5).
 
     Patches are channels last. Each image is standardized by the mean and standard deviation of the camera's pixels,
@@ -84,8 +84,8 @@ def patches_standardized(images: SequenceImages) -> dict[str, Tensor]:
     mean, spread = raw.mean((1, 2, 3)), raw.std((1, 2, 3), correction=0).clamp_min(raw[0].numel() ** -0.5)
     each = len(images.pixels) // len(raw)  # tiles
     mean, spread = (x.repeat_interleave(each)[:, None, None, None] for x in (mean, spread))
-    p = kosmos_patch(images.config)
-    patches = patches_channels_last((images.pixels.float() - mean) / spread, p)
+    p = find_kosmos_patch(images.config)
+    patches = cut_patches_channels_last((images.pixels.float() - mean) / spread, p)
     n, _, h, w = images.pixels.shape
     positions = list_positions(h // p, w // p, patches.device) + 1
     flat = torch.cat([positions.expand(n, -1, -1), patches], -1)
@@ -99,36 +99,36 @@ def mark_image_tokens_and_ends(images: SequenceImages) -> Int64[Tensor, "S L"]:
     return inside.long() - ((before | after) & ~inside).long()
 
 
-def emu_patch(config: Any) -> int:
+def find_emu_patch(config: Any) -> int:
     """Return the side in pixels of one token of Emu 3."""
     return 2 ** (len(config.vq_config.channel_multiplier) - 1)
 
 
-def emu_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+def count_emu_tokens(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns of an image's tokens; the last column holds the ends of rows."""
-    side = emu_patch(config)
+    side = find_emu_patch(config)
     return size[0] // side, size[1] // side + 1
 
 
 def open_emu_image(config: Any, size: tuple[int, int]) -> str:
     """Return the text that opens an image: its size in tokens."""
-    rows, columns = emu_grid(config, size)
+    rows, columns = count_emu_tokens(config, size)
     return f"<|image start|>{rows}*{columns - 1}"
 
 
-def molmo_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+def count_molmo_tokens(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns of an image's tokens."""
     side = config.vision_config.patch_size * MOLMO_POOL
     return -(-size[0] // side), -(-size[1] // side)
 
 
-def patches_pooled(images: SequenceImages) -> dict[str, Tensor]:
+def cut_patches_pooled(images: SequenceImages) -> dict[str, Tensor]:
     """Return patches (N, patches, p * p * 3), and the 2 x 2 patches that each image token pools (Molmo 2).
 
     Patches are numbered over all images; -1 is beyond the edge. The grid of crops is empty.
     """
     p = images.config.vision_config.patch_size
-    patches = patches_channels_last(images.pixels, p)
+    patches = cut_patches_channels_last(images.pixels, p)
     n, _, h, w = images.pixels.shape
     rows, columns = h // p, w // p
     number = torch.arange(n * rows * columns, device=patches.device).view(n, rows, columns)
@@ -148,13 +148,13 @@ def mark_image_area(images: SequenceImages) -> Int64[Tensor, "S L"]:
     return torch.isin(images.sequence.input_ids, torch.tensor(ids, device=images.image_mask.device)).long()
 
 
-def beside_in_tiles(images: SequenceImages) -> dict[str, Tensor]:
+def feed_beside_in_tiles(images: SequenceImages) -> dict[str, Tensor]:
     """Return (S, N, tiles, 3, h, w): N images per sequence, each in the first of its tiles (Llama 3.2 Vision).
 
     The mask (S, L, N, tiles) lets text and queries read all images of their step, and image tokens the images up to
     their own.
     """
-    pixels, own, shown = by_sequence(images)
+    pixels, own, shown = group_by_sequence(images)
     each, tiles = len(images.pixels) // len(images.sequence.images), images.config.vision_config.max_num_tiles
     # Queries before the images read them too: a position that reads no image would read the images of all steps.
     shown = shown.masked_fill(images.sequence.query_mask, each)

@@ -18,26 +18,26 @@ from anyvla.backbones.families.vision.inputs import SequenceImages
 from anyvla.backbones.images.resize import resize
 
 
-def llama4_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+def count_llama4_tokens(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns of patches after the pixel shuffle."""
     vision = config.vision_config
     ratio = vision.pixel_shuffle_ratio
     return round(size[0] // vision.patch_size * ratio), round(size[1] // vision.patch_size * ratio)
 
 
-def granite4_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+def count_granite4_tokens(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return one row: the queries that summarize windows of patches, and the embedding that ends an image."""
     rate = Fraction(config.downsample_rate)
     rows, columns = (int(side // config.vision_config.patch_size * rate) for side in size)
     return 1, rows * columns + 1
 
 
-def aria_side(config: Any) -> int:
+def find_aria_side(config: Any) -> int:
     """Return the smallest side in pixels for whose number of patches the projector has queries."""
     return math.isqrt(min(config.projector_patch_to_query_dict)) * config.vision_config.patch_size
 
 
-def two_sizes(images: SequenceImages) -> dict[str, Tensor]:
+def feed_two_sizes(images: SequenceImages) -> dict[str, Tensor]:
     """Return each image (N, 3, h, w) at the sizes of both towers (DeepSeek-VL 7B), from levels 0..255.
 
     The small image is scaled from the large one. preprocessor_config.json gives the towers' normalizations.
