@@ -33,7 +33,7 @@ class ControlTokens:
             if getattr(token, "special", True) or (text.strip() and text in template):
                 found[text] = i
         found |= {text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens}
-        # A single character (some models pad with "!") cannot be told from ordinary text.
+        # A single character (some models pad with "!") cannot be distinguished from ordinary text.
         self.names = frozenset(text for text in found if len(text) > 1)
         # Any text may contain characters that the tokenizer does not know, or knows as bytes only.
         self.ids = frozenset(found[text] for text in self.names if not re.fullmatch("<0x[0-9A-F]{2}>", text)) - {

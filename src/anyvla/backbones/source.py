@@ -1,4 +1,4 @@
-"""Reads the files of a model folder or hub id other than weights, and tells users what to do if one is missing.
+"""Reads the files of a model folder or hub id other than weights, with advice for users if one is missing.
 
 No network is required: files come from the folder, or from the hub's local cache (`HF_HOME`) if the hub cannot be
 reached or `HF_HUB_OFFLINE=1` is set.

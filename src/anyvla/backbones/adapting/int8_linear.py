@@ -20,7 +20,7 @@ class Int8Linear(bitsandbytes.nn.Linear8bitLt):
         super()._apply(fn, recurse)
         for holder, had in ((self.weight, kept), (self.state, vars(self.state))):
             if had["CB"] is not None:
-                holder.CB = self.weight.data  # the same numbers, kept once
+                holder.CB = self.weight.data  # the same numbers, stored once
             if had["SCB"] is not None:
                 holder.SCB = had["SCB"].to(self.weight.device)  # float32, whatever the model is cast to
         return self

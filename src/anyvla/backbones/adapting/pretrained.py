@@ -1,7 +1,6 @@
 """Reads a model's weights from disk, completely or in part, without a second copy in memory.
 
-It handles parts that are initialized anew, layers that are dropped, and checkpoints that do not fit their
-configuration.
+Parts can be initialized anew, layers can be dropped, and checkpoints that do not fit their configuration are refused.
 """
 
 from __future__ import annotations
@@ -139,7 +138,7 @@ def truncate_config(config: Any, layers: int | None) -> None:
 
 
 def reinitialize(backbone: Backbone, pretrained: Pretrained, seed: int) -> None:
-    """Initialize all parts except those that `pretrained` keeps, as the model's family does, from `seed`.
+    """Initialize all parts except the ones that `pretrained` keeps, as the model's family does, from `seed`.
 
     LM head and decoder are kept with the language part. Raises ValueError for a module that cannot initialize itself.
     """
@@ -164,13 +163,11 @@ def _initialize(module: nn.Module, kept: set[nn.Parameter]) -> None:
                 buffer._is_hf_initialized = any(below) if below else bool(kept)
         module.initialize_weights()
         return
-    own = set(module.parameters(recurse=False)) - kept
-    reset = getattr(module, "reset_parameters", None)
-    if own and reset is None:
-        raise ValueError(
-            f"pretrained: a {type(module).__name__} has weights, but no reset_parameters to initialize them"
-        )
-    if own and reset is not None:
+    if set(module.parameters(recurse=False)) - kept:
+        reset = getattr(module, "reset_parameters", None)
+        if reset is None:
+            name = type(module).__name__
+            raise ValueError(f"pretrained: a {name} has weights, but no reset_parameters to initialize them")
         reset()
     for child in module.children():
         _initialize(child, kept)

@@ -122,7 +122,7 @@ def check_weights(backbone: nn.Module, weights: Mapping[str, Tensor], required: 
 
 
 def _translate_vision(name: str, weight: Tensor) -> dict[str, Tensor]:
-    if name == "proj":  # to the space that CLIP shares with text; a resampler reads what comes before
+    if name == "proj":  # projects to the space that CLIP shares with text; the resampler reads earlier features
         return {}
     fused = _VISION_QKV.match(name)
     if fused:
