@@ -149,6 +149,10 @@ def test_unknown_layouts_are_refused(tmp_path: Path):
         open_vqa(tmp_path / "no")
     with pytest.raises(ValueError, match="is no vision-language data that is known: expected"):
         open_vqa(tmp_path)
+    for text in ('{"images": []}', ""):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ValueError, match=r"a.json is no vision-language data: expected a list"):
+            open_vqa(tmp_path / "a.json")
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds a.json, b.json: open one of the files"):

@@ -116,6 +116,11 @@ def _open_file(path: Path, pictures: Path | str | None) -> VQADataset:
     if layout == "llava" and len(rows) == 1 and {"images", "annotations"} <= rows[0].keys():
         layout, entries = "coco", _coco(rows[0], path.name)
         folder = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
+    elif layout == "llava" and _first_character(path) != "[":
+        raise ValueError(
+            f"{path} is no vision-language data: expected a list of entries (LLaVA), or an object with images and "
+            "annotations (COCO)"
+        )
     else:
         read = _question if layout == "questions" else _conversation
         entries = [read(f"{path.name}, entry {i}", row) for i, row in enumerate(rows)]

@@ -64,6 +64,13 @@ def test_steps_count_from_the_task_of_a_chain_and_clipped_actions_from_the_reset
     assert (answer["steps"], answer["clipped"], answer["goals"]) == (1, 2, {"up": False})
 
 
+def test_a_command_of_another_version_is_refused() -> None:
+    player = Player()
+    player.reset()
+    with pytest.raises(ValueError, match="unknown command 'pause': both interpreters need the same version"):
+        player("pause", task="up")
+
+
 def test_a_chunk_ends_at_its_goal_without_an_observation() -> None:
     player = Player()
     player.reset()

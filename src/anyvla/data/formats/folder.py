@@ -207,7 +207,7 @@ def write_description(root: Path, embodiment: Embodiment, about: str = "") -> No
 
 
 def _undeclared(root: Path, path: Path) -> UndeclaredError:
-    """Return an error that proposes an embodiment without meaning. Raises ValueError if a file holds no episode."""
+    """Return an error that proposes an embodiment without meaning. Raises ValueError if the file holds no episode."""
     keys = _keys(path)
     if "actions" not in keys:
         raise ValueError(f"{path} has no key 'actions', but {', '.join(sorted(keys)[:8])}: see docs/data_folder.md")

@@ -29,7 +29,7 @@ class WindowIndices:
 
 
 class MixtureSampler:
-    """Samples windows from sources of `sizes` windows (at least one each), each with its share above 0."""
+    """Samples windows from sources of `sizes` windows (at least one each), by their shares (above 0)."""
 
     def __init__(self, sizes: Sequence[int], shares: Sequence[float], batch_size: int, seed: int) -> None:
         self.sizes, self.batch_size, self.seed = np.asarray(sizes, np.int64), batch_size, seed

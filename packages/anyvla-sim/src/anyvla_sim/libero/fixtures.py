@@ -173,11 +173,11 @@ class PushObject(Skill):
         self._left_over = aside if np.linalg.norm(aside) > CORNER else np.zeros(3)  # for a second push
 
     def _measure_way(self) -> np.ndarray:
-        """Return the horizontal way (3,) from the object to its target."""
+        """Return the horizontal vector (3,) from the object to its target."""
         return np.append((self._scene.pose(self._target)[0] - self._scene.pose(self._item)[0])[:2], 0.0)
 
     def _measure_offset(self) -> np.ndarray:
-        """Return the way (3,) from the hand to where its fingers touch the object from behind."""
+        """Return the vector (3,) from the hand to where its fingers touch the object from behind."""
         middle = self._scene.pose(self._item)[0]
         points = self._scene.points(self._bodies) - middle
         aside = np.abs(points @ self._turn[:, 0])

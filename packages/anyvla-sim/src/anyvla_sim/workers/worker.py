@@ -94,8 +94,10 @@ class _Slot:
         if verb == "reset":
             environment.reset(command["task"], command["seed"], command["factors"])
             self._clipped = 0
-        else:
+        elif verb == "begin":
             environment.begin(command["task"])
+        else:
+            raise ValueError(f"unknown command {verb!r}: both interpreters need the same version of anyvla-sim")
         self._steps = 0
         return self._state({})
 

@@ -246,8 +246,9 @@ def _read(root: Path) -> dict[str, Any]:
         if not root.is_dir():
             raise ValueError(f"there is no dataset at {root}: no such folder")
         raise ValueError(f"{root} is not a LeRobot dataset, or half written: it has no meta/info.json")
+    path = resolve_inside(root, "meta/info.json")
     try:
-        return json.loads(read_json_text(resolve_inside(root, "meta/info.json")))
+        return json.loads(read_json_text(path))
     except (ValueError, RecursionError) as error:  # from JSON or UTF-8
         raise ValueError(f"{path} is damaged ({error}); copy the dataset again") from None
 

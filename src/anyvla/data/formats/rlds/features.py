@@ -76,7 +76,9 @@ def read_version(folder: Path) -> DatasetVersion:
     try:
         top = features.get("featuresDict", {}).get("features", {})
         if "sequence" not in top.get("steps", {}):
-            raise ValueError(f"{folder} is of tensorflow-datasets, but no RLDS data set: its records have no steps")
+            raise ValueError(
+                f"{folder} is a data set of tensorflow-datasets, but no RLDS data set: its records have no steps"
+            )
         splits = {str(s["name"]): [int(n) for n in s.get("shardLengths", [])] for s in info.get("splits", [])}
         steps = dict(_feature_specs(top["steps"]["sequence"]["feature"], "", ragged=False))
         rest = {name: value for name, value in top.items() if name != "steps"}
