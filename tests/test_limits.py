@@ -19,8 +19,8 @@ from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import Group
 from tests import small
 
-# Reports and tables of the package itself, which configure nothing.
-REPORTS = {"anyvla.representations.codec_report", "anyvla.report.published"}
+# Reports, results and tables of the package itself, which configure nothing.
+REPORTS = {"anyvla.representations.codec_report", "anyvla.report.published", "anyvla.evaluation.results"}
 ABSURD = [float("nan"), float("inf"), -float("inf"), -1e308, 1e308, -(10**30), 10**30, True, False]
 NEEDED: Mapping[str, Any] = {  # values of fields that have no default
     "Group": {"name": "position", "size": 3},
