@@ -189,6 +189,13 @@ def test_each_rate_of_a_curve_has_its_delay():
         assert (low, high) == pytest.approx((floor - height * rate.low, floor - height * rate.high), abs=0.06)
 
 
+def test_rates_near_the_ends_of_a_curve_are_escaped():
+    rates = {0: Interval(0.9999, 0.99, 1.0, 10_000), 4: Interval(0.0001, 0.0, 0.01, 10_000)}
+    root = ElementTree.fromstring(draw_rate_curve(rates, "delay", 'a "<b>" & c'))
+    assert plain(root.get("aria-label")) == 'a "<b>" & c: > 99.9 % at 0, < 0.1 % at 4'
+    assert [plain(t.text).partition(",")[0] for t in root.iter("title")] == ["0: > 99.9 %", "4: < 0.1 %"]
+
+
 def test_the_ends_of_an_interval_are_on_their_sides():
     svg = ElementTree.fromstring(draw_difference(Interval(0.1, -0.05, 0.2, 40), "b against a", 0.25))
     whiskers = [(w.get("x1"), w.get("x2")) for w in svg.findall("line") if w.get("class") == "whisker"]

@@ -104,10 +104,9 @@ def draw_rate_curve(rates: Mapping[int, Interval], axis: str, label: str) -> Mar
         at, low, high = x(number), y(interval.low), y(interval.high)
         parts.append(f'<text x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{number}</text>')
         parts.append(f'<line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
-        parts.append(
-            f'<g><circle class="dot" cx="{at:.1f}" cy="{y(interval.value):.1f}" r="4"/>'
-            f"<title>{number}: {format_percent(interval.value)}, interval {format_interval(interval)}</title></g>"
-        )
+        text = f"{number}: {format_percent(interval.value)}, interval {format_interval(interval)}"
+        dot = f'<circle class="dot" cx="{at:.1f}" cy="{y(interval.value):.1f}" r="4"/>'
+        parts.append(f"<g>{dot}<title>{escape(text)}</title></g>")
     return Markup("".join(parts) + "</svg>")
 
 
