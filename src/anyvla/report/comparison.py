@@ -76,7 +76,7 @@ def _make_context(results: Mapping[str, Sequence[EpisodeResult]], condition: str
             f"{', '.join(results)} have too few episodes {asked}in common (equal condition, task and seed; {FEWEST} "
             "are needed): evaluate them with the same --conditions, --tasks and --first_seed"
         )
-    shared = _share(results, head.condition)
+    shared = _find_shared(results, head.condition)
     first = next(iter(results))
     return {
         "css": style(),
@@ -93,7 +93,7 @@ def _make_context(results: Mapping[str, Sequence[EpisodeResult]], condition: str
     }
 
 
-def _share(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> dict[str, list[EpisodeResult]]:
+def _find_shared(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> dict[str, list[EpisodeResult]]:
     """Return the episodes of a condition that all evaluations share, without simulator errors."""
     own = {
         name: {r.key: r for r in of if r.condition == condition and r.outcome != "error"}
@@ -104,7 +104,7 @@ def _share(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> di
 
 
 def _compare_condition(results: Mapping[str, Sequence[EpisodeResult]], condition: str) -> ConditionComparison | None:
-    shared = _share(results, condition)
+    shared = _find_shared(results, condition)
     count = len(next(iter(shared.values())))
     if not count:
         return None

@@ -78,7 +78,7 @@ def _make_context(folder: Path, results: Sequence[EpisodeResult]) -> dict[str, A
         "main": main,
         "tasks": [RateRow(task, interval) for task, interval in rates.tasks.items()] if rates else [],
         "means": list(_list_means(rates)) if rates else [],
-        "language": list(_list_languages(summary)),
+        "language": list(_list_instructions(summary)),
         "factors": _list_factors(summary),
         "correction": list(_list_recoveries(summary)),
         "latency": list(_list_delays(by_delay, protocol.get("control_hz"), results[0].policy.get("chunk"))),
@@ -116,7 +116,7 @@ def _make_rows(name: str, played: ConditionSummary, detail: str = "", kind: str 
     yield RateRow(name, played.success.overall, "; ".join(filter(None, parts)), kind)
 
 
-def _list_languages(summary: Summary) -> Iterator[RateRow]:
+def _list_instructions(summary: Summary) -> Iterator[RateRow]:
     for name, played in summary.conditions.items():
         if name in LANGUAGE:
             yield from _make_rows(name, played, *LANGUAGE[name])
