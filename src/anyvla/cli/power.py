@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--power", type=float, default=0.8, help="probability of detecting it (default: 0.8)")
     parser.add_argument("--alpha", type=float, default=0.05, help="probability of a false detection (default: 0.05)")
     parser.add_argument(
-        "--correlation", type=float, default=0.5, help="of both policies on the same start states (default: 0.5)"
+        "--correlation", type=float, default=0.5, help="of both policies' successes per start state (default: 0.5)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser = KeyParser(prog="anyvla serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run folder such as outputs/quickstart, or a checkpoint folder")
     parser.add_argument("--protocol", choices=["vla-eval"], default="vla-eval", help="default: %(default)s")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any free port")
     parser.add_argument("--api-key-file", type=Path, help="file with the key of the clients (or $ANYVLA_API_KEY)")
     parser.add_argument("--no-auth", action="store_true", help="let other machines use the server without a key")
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--robot", help="the robot to serve, if the policy has several")
     parser.add_argument("--execute", type=int, help="actions of a chunk to execute (default: as trained)")
     parser.add_argument(
-        "--implausible", choices=["error", "warn"], help="on proprio far from the training data (default: as trained)"
+        "--implausible", choices=["error", "warn"], help="if proprio is far from training data (default: as trained)"
     )
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_keys("anyvla.serving.limits:ServerLimits", "limits", heading="Limits")
