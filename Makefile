@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
-# The tests of `make shapes`: every room of the core is called, and the slowest files are left out
+# The tests of `make shapes`: they call every package of the core, without the slowest files
 SHAPES := tests/robot tests/representations tests/histories tests/decoders tests/data/training tests/backbones \
   tests/test_acting.py tests/test_causality.py tests/test_fusers.py tests/test_observing.py \
   tests/test_policy.py tests/test_policy_[!b]*.py \

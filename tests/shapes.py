@@ -9,7 +9,7 @@ from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception, BeartypeDecorHintPep3119Exception
 from jaxtyping import install_import_hook
 
-# The rooms that are checked. `make shapes` runs a part of the tests that calls all of them.
+# The modules and packages that are checked. `make shapes` runs a part of the tests that calls all of them.
 CORE = ("types", "sequence", "robot", "backbones", "histories", "fusers", "decoders", "representations", "policy")
 MODULES = [f"anyvla.{name}" for name in (*CORE, "data.training")]
 INT_IS_FLOAT = BeartypeConf(is_pep484_tower=True)

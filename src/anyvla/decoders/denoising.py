@@ -22,7 +22,7 @@ Times = Shaped[Tensor, "kM"]  # or levels of noise
 
 
 class DenoisingDecoder(Decoder):
-    """A decoder that learns to predict something of a noisy chunk: a velocity, unless `add_noise` is overridden.
+    """A decoder that learns to predict a target from a noisy chunk: the velocity, unless `add_noise` is overridden.
 
     `config.samples`: noises and times at which each step is trained in one run of the backbone. With one, the
     gradient is mostly noise.

@@ -25,7 +25,7 @@ class Rollout:
     session: Session | None = None  # of the current subtask
     execution: Execution | None = None
     instructions: list[tuple[int, str]] = field(default_factory=list)  # and the number of actions before each
-    actions: list[np.ndarray] = field(default_factory=list)  # (n, A), sent in this subtask; executed but for the end
+    actions: list[np.ndarray] = field(default_factory=list)  # (n, A), sent in this subtask, perhaps not all executed
     finished: list[np.ndarray] = field(default_factory=list)  # actions (n, A) executed in each finished subtask
     chunks: list[np.ndarray] = field(default_factory=list)  # (N, A) each, predicted
     predicted_at: list[int] = field(default_factory=list)  # number of actions of the episode before each chunk

@@ -91,8 +91,8 @@ class Normalizer(ExactBuffers):
 
     `whole` is the layout that the robots share (`merge_spaces`); for one robot its own space. The range of a gripper is
     declared, and its +1 is open if the declaration says which end that is. All other ranges follow from statistics
-    (`anyvla.robot.ranges`). A dim that never varies is always 0 in model units, and its value in robot units. Dims that
-    a robot lacks are 0. A value within the range returns from model units with an error of at most `ranges.PRECISION`
+    (`anyvla.robot.ranges`). A dim that never varies is 0 in model units and keeps its value in robot units. Dims that a
+    robot lacks are 0. A value within the range returns from model units with an error of at most `ranges.PRECISION`
     times the largest magnitude of its dim.
     """
 

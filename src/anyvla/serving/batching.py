@@ -37,7 +37,7 @@ class Batcher:
     """Run the policy in one thread, over all requests that wait. Use within one event loop."""
 
     def __init__(self, vla: VLA, wait_s: float = 0.002, largest: int = 32, pending: int = 256) -> None:
-        """The first request waits `wait_s` for others, of which `largest` run together; at most `pending` may wait."""
+        """The first request waits `wait_s` for others. At most `largest` run together, and at most `pending` wait."""
         self._vla, self._wait_s, self._largest, self._pending = vla, wait_s, largest, pending
         self._waiting: list[_Waiting] = []
         self._thread = _Thread()

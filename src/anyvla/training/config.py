@@ -37,7 +37,10 @@ class TrainingConfig:
 
 
 class TrainingRecipe(Protocol):
-    """The sections of a recipe that training reads. `anyvla.recipe.Recipe` is one; it adds evaluation, for example."""
+    """The parts of a recipe that training reads. `anyvla.recipe.Recipe` is one; it adds evaluation, for example."""
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def data(self) -> DataConfig: ...
