@@ -86,7 +86,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """Build a config from `data`. Raises ConfigError that lists every fault and its key."""
+    """Build a config from `data`. Raises a ConfigError that lists every fault and its key."""
     head = f"{where}: " if where else ""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{head}expected keys and values, found {_shown(data)}")

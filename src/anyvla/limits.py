@@ -1,4 +1,4 @@
-"""Upper bounds of the numbers in configurations. Absurd numbers are refused, which would exhaust the memory or hang."""
+"""Upper bounds of numbers in configurations: absurd numbers, which would exhaust the memory or hang, are refused."""
 
 WIDTH = 2**16  # of a layer
 LAYERS = 1024  # and heads

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 # How to treat proprio that is finite but far from the training data: it comes in other units, or of another robot.
 Implausible = Literal["error", "warn"]
 FAR = 3.0  # scales of a dim beyond its recorded range, see `ProprioChecker`
-_OF_GROUP = 0.3  # share of the largest scale of a group that each of its dims has at least
+_OF_GROUP = 0.3  # fraction of the largest scale of a group that each of its dims has at least
 _AND_MORE = 3  # dims that a message names
 
 

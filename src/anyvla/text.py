@@ -46,6 +46,6 @@ def check_instruction(text: object, *, may_be_empty: bool = False) -> str:
 
 
 def _joins(text: str, place: int) -> bool:
-    """Return whether the joiner at this place is between two characters that it can shape."""
+    """Return whether the joiner at `place` is between two characters that it can shape."""
     around = text[max(0, place - 1) : place] + text[place + 1 : place + 2]
     return len(around) == 2 and not any(c.isascii() or c.isspace() or c in _JOINERS for c in around)

@@ -90,7 +90,7 @@ class TokenBackbone(Backbone):
         return ()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode as `nn.Module.train`; a frozen vision tower stays in eval mode, with its running statistics."""
+        """Set the mode as `nn.Module.train` does; a frozen vision tower stays in eval mode, statistics included."""
         super().train(mode)
         if self._vision_frozen:
             parts = self.part_modules()

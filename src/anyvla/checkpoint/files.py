@@ -47,8 +47,8 @@ def checkpoint_of(run: Path) -> Path:
 def check_checkpoint(folder: Path) -> None:
     """Refuse a folder that lacks a file, or holds one that no checkpoint has.
 
-    Raises ValueError that names every missing file, or the first one that leads out of the folder, is no regular file,
-    or is damaged in a way that can be seen without a model.
+    Raises a ValueError that names every missing file, or the first one that leads out of the folder, is no regular
+    file, or is damaged in a way that can be seen without a model.
     """
     lacking = [name for name in (CONFIG, ROBOTS, STATISTICS, WEIGHTS) if not os.path.lexists(folder / name)]
     if CONFIG in lacking:

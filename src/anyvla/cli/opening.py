@@ -38,7 +38,7 @@ def open_declared(options: argparse.Namespace) -> EpisodeDataset:
 def open_for_inspection(options: argparse.Namespace) -> tuple[EpisodeDataset, UndeclaredError | None]:
     """Open the data set. If it declares no embodiment, open it with a plain one, and return the error too.
 
-    The `options` of the error are then the options that the format is opened with. Raises as `open_declared`.
+    The `options` of the error are then the options that the format is opened with. Raises like `open_declared`.
     """
     try:
         return open_declared(options), None

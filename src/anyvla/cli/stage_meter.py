@@ -13,7 +13,7 @@ import psutil
 
 
 class StageMeter:
-    """`with StageMeter(run, "train") as m:` appends a line to `run/stages.jsonl`, also if the stage fails."""
+    """`with StageMeter(run, "train") as m:` appends a line to `run/stages.jsonl`, even if the stage fails."""
 
     def __init__(self, run: Path, stage: str, interval_s: float = 0.5) -> None:
         self.run, self.stage, self.interval_s = run, stage, interval_s

@@ -85,7 +85,7 @@ def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 def _say(line: str) -> None:
-    """Print to standard error. The same signal may have ended its reader."""
+    """Print to standard error, if it still has a reader: the signal may have ended that process too."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 

@@ -93,9 +93,9 @@ class Decoder(nn.Module, ABC):
     def loss(
         self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
     ) -> Loss:
-        """Compare with normalized actions at `inputs.valid_elements(mask)`; other elements count as 0.
+        """Return the loss against normalized actions, over `inputs.valid_elements(mask)` only.
 
-        `generator` (CPU): of noise and times, if the decoder samples any; None: PyTorch's own.
+        `generator` (on the CPU) makes the noise and times of decoders that sample them. None: PyTorch's own.
         """
 
     @abstractmethod

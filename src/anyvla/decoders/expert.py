@@ -46,7 +46,7 @@ from anyvla.limits import CALLS, LAYERS, STEPS, WEIGHT, WIDTH
 
 @plain_dataclass(frozen=True)
 class Prefix:
-    """The part of M steps before their noisy actions. It does not depend on these."""
+    """The part of M steps before their noisy actions. It does not depend on them."""
 
     steps: Continuation
     cached: int  # the first positions of the backbone's cache, all that any step sees

@@ -1,8 +1,8 @@
 """Make questions and answers about simulator frames, with ground truth of the simulator, as LLaVA-style data.
 
 They are for vision-language pre-training of small models without a network. A frame is a pure function of (seed,
-number), so an interrupted run resumes to the same data. Answers are balanced per question, and a share of the frames is
-held out.
+number), so an interrupted run resumes to the same data. Answers are balanced per question, and a fraction of the frames
+is held out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LabelConfig:
     frames: int = Field(default=2000, ge=1, le=COUNT)
     size: int = Field(default=128, ge=32, le=320)  # px a side
     seed: int = Field(default=0, ge=0, le=SEED)
-    held_out: float = Field(default=0.1, ge=0, lt=1)  # share of frames that held_out.json gets
+    held_out: float = Field(default=0.1, ge=0, lt=1)  # fraction of frames that held_out.json gets
     questions: int = Field(default=4, ge=1, le=COUNT)  # turns per frame at most, before balancing
     processes: int | None = Field(default=None, ge=1, le=PROCESSES)  # None: one per core; changes no result
 

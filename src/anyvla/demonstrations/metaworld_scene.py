@@ -26,7 +26,7 @@ COLORS = {
     "white": (0.9, 0.9, 0.9),
     "black": (0.06, 0.06, 0.06),
 }
-JITTER = 0.12  # maximum shift of the view in each direction, as a share of the camera's image
+JITTER = 0.12  # maximum shift of the view in each direction, as a fraction of the camera's image
 MOVES = 25  # maximum number of actions before a frame
 
 
@@ -95,11 +95,11 @@ _PADS = ("rightpad", "leftpad")
 class VisiblePart:
     """A part that is visible in a picture."""
 
-    x: float  # share of the width, 0 left
-    y: float  # share of the height, 0 top
-    area: float  # share of the pixels
+    x: float  # fraction of the width, 0 left
+    y: float  # fraction of the height, 0 top
+    area: float  # fraction of the pixels
     whole: bool  # the picture's edge does not cut it
-    clear: float = 1.0  # share of its area within the picture that the robot does not hide
+    clear: float = 1.0  # fraction of its area within the picture that the robot does not hide
     color: str | None = None  # one of COLORS; None for parts with their stock color
 
 
@@ -109,7 +109,7 @@ class FrameLabels:
 
     scene: str
     things: Mapping[str, VisiblePart]  # visible parts by name, "gripper" included
-    opened: float  # share of the way from closed to open; of the button, from released to pressed
+    opened: float  # fraction of the way from closed to open; of the button, from released to pressed
     gripper: float  # opening, 0 closed to 1 open
 
 
@@ -155,7 +155,7 @@ class SceneLabeler:
         return colors
 
     def set_joint(self, scene: str, share: float) -> None:
-        """Open the scene's joint to a share of its range."""
+        """Open the scene's joint to a fraction of its range."""
         joint = self._sim.data.joint(SCENES[scene].joint)
         joint.qpos, joint.qvel = share * SCENES[scene].full, 0.0
         self.environment.simulation.update()
@@ -232,7 +232,7 @@ def _measure_part(
 
 
 def project_points(model: Any, data: Any, view: View, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 2"]:
-    """Project points of the world (m) to shares of a picture's width and height; they may be outside of 0..1."""
+    """Project points of the world (m) to fractions of a picture's width and height; they may be outside of 0..1."""
     camera = model.camera(view.camera).id
     x, y, z = ((points - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
     slope = np.tan(np.radians(model.cam_fovy[camera]) / 2)

@@ -11,9 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from anyvla.demonstrations.metaworld_scene import FrameLabels
 
-LARGE, SMALL = 0.015, 0.001  # shares of the pixels at which the main object, or another part, counts as visible
-APART = 0.06  # share of the picture's size by which two parts must differ to be left of, or above, one another
-CLEAR, CLEARER = 0.5, 0.8  # visible shares of a part that questions about its position, or its state, need
+LARGE, SMALL = 0.015, 0.001  # fractions of the pixels at which the main object, or another part, counts as visible
+APART = 0.06  # fraction of the picture's size by which two parts must differ to be left of, or above, one another
+CLEAR, CLEARER = 0.5, 0.8  # visible fractions of a part that questions about its position, or its state, need
 _MAIN = {"drawer": "cabinet", "window": "window", "door": "cabinet", "button": "box"}
 _WHAT = {
     "drawer": "a cabinet with a drawer",

@@ -71,7 +71,7 @@ def compare(a: Sequence[EpisodeResult], b: Sequence[EpisodeResult], names: tuple
 def compare_many(results: Mapping[str, Sequence[EpisodeResult]]) -> dict[str, Comparison]:
     """Compare each result with the first; p values are corrected for multiple testing (Holm 1979).
 
-    Raises as `compare`, and for fewer than two results.
+    Raises like `compare`, and for fewer than two results.
     """
     from statsmodels.stats.multitest import multipletests
 

@@ -78,7 +78,7 @@ def parse_scene(scene: str) -> dict[str, str]:
 
 
 def check_factors(factors: Mapping[str, str], benchmark: Benchmark, where: str) -> None:
-    """Check the factors and levels of a scene. Raises ConfigError that begins with `where` for an unknown one."""
+    """Check the factors and levels of a scene. Raises a ConfigError that begins with `where` for an unknown one."""
     for factor, level in factors.items():
         if factor not in benchmark.factors:
             known = "; ".join(f"{f}: {', '.join(levels)}" for f, levels in benchmark.factors.items()) or "none"

@@ -55,7 +55,7 @@ def swap(temporary: Path, folder: Path) -> None:
 
 
 def finish_swap(folder: Path) -> None:
-    """Bring the old folder back if an interrupted `swap` had no time to put the new one; remove it otherwise."""
+    """Bring the old folder back if `swap` was interrupted before the new one was in place; else remove it."""
     old = _old(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)

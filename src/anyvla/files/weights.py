@@ -64,7 +64,7 @@ def _names_today(tensors: Collection[str], stored: Collection[str]) -> dict[str,
 
 @contextmanager
 def opened(path: Path) -> Iterator[safe_open]:
-    """Open a safetensors file. Raises ValueError that names it if it is missing, no regular file or damaged."""
+    """Open a safetensors file. Raises a ValueError that names it if it is missing, no regular file or damaged."""
     regular_size(path)
     try:
         with safe_open(path, "pt", backend="pread") as file:  # a memory map would hold the file as well

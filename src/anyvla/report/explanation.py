@@ -66,7 +66,7 @@ class Explanation:
     execute: int
     action: int  # A
     groups: tuple[TokenGroup, ...]  # of one sequence, in order; the suffix of a step follows the step
-    attention: Float[np.ndarray, "G G"] = field(repr=False)  # share of a column's tokens that a row attends to
+    attention: Float[np.ndarray, "G G"] = field(repr=False)  # fraction of a column's tokens that a row attends to
     parts: tuple[ParameterCount, ...]
     notes: tuple[str, ...]
 

@@ -96,7 +96,7 @@ class IntegerBPE:
         return [e.ids for e in encoded], int((nearest != rows).sum())
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[tuple[Int64[np.ndarray, "X"], int]]:
-        """Return the integers of each row up to the first unreadable one, and the number of those from there on."""
+        """Return the integers of each row before the first unreadable one, and how many follow from there on."""
         out = []
         for text in self.tokenizer.decode_batch(rows, skip_special_tokens=False):
             codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)

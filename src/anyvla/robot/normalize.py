@@ -1,4 +1,4 @@
-"""Robot units <-> [-1, 1], from statistics that travel inside the checkpoint.
+"""Robot units <-> [-1, 1], by statistics that are saved in the checkpoint.
 
 Missing statistics and statistics of a wrong size are errors. Grippers are scaled by their declared range.
 """

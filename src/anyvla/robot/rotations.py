@@ -28,7 +28,7 @@ def convert(values: ArrayLike, source: Rotation, target: Rotation) -> Float64[np
     """Convert rotations (*b, k) from the representation `source` to `target`. Angles are in radians, at most pi.
 
     Returned quaternions have a real part >= 0 (`canonicalize`), rolls and yaws are in [-pi, pi], pitches in
-    [-pi/2, pi/2]; in gimbal lock the yaw is 0. Raises ValueError that says which row is no rotation.
+    [-pi/2, pi/2]; in gimbal lock the yaw is 0. Raises a ValueError that says which row is no rotation.
     """
     return from_quaternions(canonicalize(to_quaternions(values, source)), target)
 
@@ -37,7 +37,7 @@ def to_quaternions(values: ArrayLike, source: Rotation) -> Quaternions:
     """Return unit quaternions of rotations (*b, k) in the representation `source`. Quaternions keep their sign.
 
     Six numbers need not be two columns of a matrix: Gram-Schmidt makes them so (arXiv 1812.07035).
-    Raises ValueError that says which row is no rotation.
+    Raises a ValueError that says which row is no rotation.
     """
     values = np.asarray(values, np.float64)
     dims = ROTATION_DIMS[_known(source)]
@@ -121,7 +121,7 @@ def check_convertible(group: Group, where: str) -> None:
 
 
 def read_rotations(group: Group, values: Float[np.ndarray, "*b k"]) -> Quaternions:
-    """Return the rotations of a group. Raises ValueError for an unknown convention or unit, and for no rotation."""
+    """Return the rotations of a group. Raises ValueError for unknown conventions or units and invalid numbers."""
     if group.rotation is None:
         raise ValueError(f"group {group.name!r} does not declare how its rotation is written")
     return to_quaternions(values.astype(np.float64) * _unit(group), group.rotation)

@@ -15,7 +15,7 @@ _PER_DIM = (*_ASCENDING, "mean", "std", "low", "high")
 
 
 def check_robot(of: Any, where: str) -> None:
-    """Check the statistics of one robot in `statistics.json`. Raises ValueError that begins with `where`."""
+    """Check the statistics of one robot in `statistics.json`. Raises a ValueError that begins with `where`."""
     if not isinstance(of, Mapping):
         raise ValueError(f"{where}: expected action, proprio and fingerprint, found {type(of).__name__}")
     for vector in ("action", "proprio"):

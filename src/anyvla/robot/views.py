@@ -73,7 +73,7 @@ def camera_views(
 ) -> UInt8[np.ndarray, "V H W 3"]:
     """Return the `count` views of an observation before the crop, black where the robot has no camera.
 
-    Raises ValueError that names the camera for an image that is missing or is no uint8 RGB array, and for images of
+    Raises a ValueError that names the camera for an image that is missing or is no uint8 RGB array, and for images of
     different sizes where the view has none.
     """
     missing = [c for c in robot.cameras if c not in observation.images]

@@ -52,7 +52,7 @@ class EncodedImage:
 
 
 def read_image(value: Any, name: str, limits: ServerLimits) -> EncodedImage:
-    """Return an image of a message, not decoded. Raises ValueError that names it."""
+    """Return an image of a message, not decoded. Raises a ValueError that names it."""
     image = f"image {quote(name)}"
     if not isinstance(value, Mapping):
         raise ValueError(f"{image} is of type {type(value).__name__}; a map with __image__ or __ndarray__ is needed")
@@ -81,7 +81,7 @@ def read_image(value: Any, name: str, limits: ServerLimits) -> EncodedImage:
 
 
 def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
-    """Return an array or a list of numbers of a message, flat. Raises ValueError that names it."""
+    """Return an array or a list of numbers of a message, flat. Raises a ValueError that names it."""
     if isinstance(value, Mapping) and value.get("__ndarray__"):
         array = _view(value, quote(name), limits.array_bytes)
     elif isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):

@@ -45,7 +45,7 @@ class Batcher:
         self.sizes: deque[int] = deque(maxlen=1000)  # of the last batches
 
     async def act(self, observation: Observation, session: Session) -> Chunk:
-        """Return the next chunk of one session, unless canceled. Raises ValueError as `VLA.act`, and BusyError."""
+        """Return the next chunk of one session, unless canceled. Raises ValueError like `VLA.act`, and BusyError."""
         if len(self._waiting) >= self._pending:
             raise BusyError(f"the server is busy: {self._pending} requests wait for the policy; try again later")
         item = _Waiting(observation, session, asyncio.get_running_loop().create_future())
@@ -55,7 +55,7 @@ class Batcher:
         return await item.answer
 
     async def start(self, instruction: str, seed: int, robot: str) -> Session:
-        """Open a session. Raises ValueError as `VLA.start`, which tokenizes the instruction: not in the event loop."""
+        """Open a session. Raises ValueError like `VLA.start`, which must not run in the event loop, as it tokenizes."""
         return await self._thread.call(lambda: self._vla.start(instruction, seed, robot))
 
     def copy(self, session: Session) -> Session:

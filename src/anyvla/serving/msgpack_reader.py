@@ -34,7 +34,7 @@ class MessageError(ValueError):
 
 
 def read_msgpack(data: bytes, limits: ServerLimits) -> Any:
-    """Return the one value of a message. Raises MessageError that names the key."""
+    """Return the one value of a message. Raises a MessageError that names the key."""
     reader = _Reader(data, limits)
     value = reader.value([])
     if reader.position != len(data):

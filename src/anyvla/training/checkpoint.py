@@ -120,7 +120,7 @@ def save(
 def restore(folder: Path, vla: VLA, optimizer: torch.optim.Optimizer) -> int:
     """Load weights and optimizer state into a new model and optimizer. Return the step to resume from.
 
-    Raises ValueError that names the file, and changes nothing, if one of them is missing, damaged or of another model.
+    Raises a ValueError that names the file, and changes nothing, if one is missing, damaged or of another model.
     """
     step = read_step(folder)
     state = _read_state(folder / OPTIMIZER, optimizer)

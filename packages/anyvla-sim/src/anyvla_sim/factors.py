@@ -1,6 +1,6 @@
-"""Changes of MuJoCo scenes and disturbances of episodes, shared by LIBERO and Meta-World.
+"""Changes to MuJoCo scenes and disturbances of episodes, shared by LIBERO and Meta-World.
 
-Every change follows from the episode's seed. Distractors are only drawn; nothing can touch them.
+Every change follows from the episode's seed. Distractors are only rendered; nothing collides with them.
 """
 
 from __future__ import annotations

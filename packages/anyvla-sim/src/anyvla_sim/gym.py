@@ -156,7 +156,7 @@ class GymEnvironment(Environment):
         return {self._benchmark.id: self._benchmark.success(outcome)}
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        """Return the image of render(), resized to the nearest pixel."""
+        """Return the image of render(), resized without interpolation."""
         image = np.asarray(self.env.render())
         rows = np.arange(height) * image.shape[0] // height
         columns = np.arange(width) * image.shape[1] // width
@@ -184,7 +184,7 @@ class SuccessRule:
 
 
 def _look_up(value: Any, path: str, place: str) -> Any:
-    """Return the value at a dotted path in nested maps; "." is the whole. Raises ValueError that names `place`."""
+    """Return the value at a dotted path in nested maps; "." is the whole. Raises a ValueError that names `place`."""
     for key in path.split(".") if path != "." else ():
         if not isinstance(value, Mapping) or key not in value:
             keys = list(value) if isinstance(value, Mapping) else []

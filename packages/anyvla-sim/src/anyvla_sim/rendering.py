@@ -44,7 +44,7 @@ class View:
     """A part of a camera's image, at a size in pixels."""
 
     camera: str
-    box: tuple[float, float, float, float]  # left, right, top, bottom: shares of the upright square image
+    box: tuple[float, float, float, float]  # left, right, top, bottom: fractions of the upright square image
     height: int  # pixels
     width: int
     turned: bool = False  # turn the image by 180 degrees, as the camera is mounted upside down

@@ -70,7 +70,7 @@ class Quirk:
     note: str = ""  # for users of this family
 
 
-def _around(before: str = "", after: str = "", **parts: str) -> Template:
+def _surround(before: str = "", after: str = "", **parts: str) -> Template:
     """Return a template with these texts around each image, and the prompt right after the images."""
     return Template(before_image=before, after_image=after, **{"text": "{prompt}", **parts})
 
@@ -85,7 +85,6 @@ def _make_side_finder(factor: str) -> Callable[[Any], int]:
     return count_pixels
 
 
-_find_patch_side = _make_side_finder("")
 _find_merged_side = _make_side_finder("spatial_merge_size")
 _find_pooled_side = _make_side_finder("pooling_kernel_size")
 _find_downsampled_side = _make_side_finder("downsample_factor")
@@ -93,14 +92,14 @@ _find_downsampled_side = _make_side_finder("downsample_factor")
 DEFAULT = Quirk()
 
 _IDEFICS3 = Quirk(
-    _around("<fake_token_around_image><global-img>", "<fake_token_around_image>"), image_inputs=inputs.feed_nested
+    _surround("<fake_token_around_image><global-img>", "<fake_token_around_image>"), image_inputs=inputs.feed_nested
 )
 _QWEN_VL = Quirk(
-    _around("<|vision_start|>", "<|vision_end|>", opening=""),
+    _surround("<|vision_start|>", "<|vision_end|>", opening=""),
     image_inputs=patches.cut_patches_thw,
     size_multiple=_find_merged_side,
 )
-_GLM_VL = replace(_QWEN_VL, template=_around("<|begin_of_image|>", "<|end_of_image|>", opening="[gMASK]<sop>"))
+_GLM_VL = replace(_QWEN_VL, template=_surround("<|begin_of_image|>", "<|end_of_image|>", opening="[gMASK]<sop>"))
 
 
 def _count_pixtral_tokens(config: Any, size: Size) -> Size:
@@ -109,7 +108,7 @@ def _count_pixtral_tokens(config: Any, size: Size) -> Size:
 
 
 _PIXTRAL = Quirk(
-    _around("", "[IMG_END]", row_end="[IMG_BREAK]"),
+    _surround("", "[IMG_END]", row_end="[IMG_BREAK]"),
     image_inputs=patches.feed_with_sizes,
     grid=_count_pixtral_tokens,
     size_multiple=_find_merged_side,
@@ -118,12 +117,12 @@ _PIXTRAL = Quirk(
 # With no grid of tiles to choose from, the model cuts nothing.
 _LLAVA_NEXT = Quirk(image_inputs=patches.feed_with_sizes, config_overrides={"image_grid_pinpoints": [[0, 0]]})
 _GEMMA3 = Quirk(
-    _around("\n\n<start_of_image>", "<end_of_image>\n\n"),
+    _surround("\n\n<start_of_image>", "<end_of_image>\n\n"),
     attention="image",
     extra_inputs={"token_type_ids": mark_image_tokens},
 )
-_INTERNVL = Quirk(_around("<img>", "</img>\n"))
-_DEEPSEEK_VL = Quirk(_around())
+_INTERNVL = Quirk(_surround("<img>", "</img>\n"))
+_DEEPSEEK_VL = Quirk(_surround())
 
 # Images and text are in the sequence of an encoder, whose tokens all attend to each other; the decoder never runs
 # (FLOWER, arXiv 2509.04996).
@@ -146,7 +145,7 @@ def _gemma4_attention(config: Any) -> Attention:
 
 
 _GEMMA4 = Quirk(
-    _around("<|image>", "<image|>"),
+    _surround("<|image>", "<image|>"),
     image_inputs=patches.cut_patches_placed,
     size_multiple=_find_pooled_side,
     default_size=lambda config, _: 8 * _find_pooled_side(config),  # 64 tokens, within the smallest budget of 70
@@ -156,7 +155,7 @@ _GEMMA4 = Quirk(
 _RECURRENT: frozenset[Capability] = frozenset({"block_mask", "cache"})
 _QWEN3_5 = replace(_QWEN_VL, lacks=_RECURRENT)
 _MINICPM = Quirk(
-    _around("<image>", "</image>"),
+    _surround("<image>", "</image>"),
     image_inputs=patches.cut_patches_in_a_row,
     size_multiple=lambda config: config.vision_config.patch_size * (2 if config.downsample_mode == "4x" else 4),
     default_size=lambda _, preprocessor: preprocessor.get("scale_resolution", 448),
@@ -175,7 +174,7 @@ QUIRKS: dict[str, Quirk] = {
     # As in Flamingo, images are outside the sequence, and each token reads the images of its own step.
     # Adjacent images share the token between them.
     "idefics": Quirk(
-        _around("<fake_token_around_image>", text="<fake_token_around_image>{prompt}"),
+        _surround("<fake_token_around_image>", text="<fake_token_around_image>{prompt}"),
         image_token="<image>",
         image_inputs=inputs.feed_beside,
         preprocessor_overrides={"resample": 3},  # bicubic, which its file does not name
@@ -183,7 +182,7 @@ QUIRKS: dict[str, Quirk] = {
         lacks=frozenset({"cache"}),  # it needs images at each call
     ),
     "kosmos-2": Quirk(
-        _around("<image>", "</image>"),
+        _surround("<image>", "</image>"),
         image_token="<patch_index_0000>",  # any id that no instruction contains: the features overwrite its embedding
         grid=lambda config, _size: (1, config.latent_query_num),
         first_position=2,  # after the padding index, 1
@@ -201,19 +200,21 @@ QUIRKS: dict[str, Quirk] = {
     ),
     "paddleocr_vl": replace(
         _QWEN_VL,
-        template=_around("{vision_start_token_id}", "{vision_end_token_id}"),
+        template=_surround("{vision_start_token_id}", "{vision_end_token_id}"),
         image_inputs=patches.cut_patches_stacked,
     ),
     "kimi_k25": Quirk(
-        _around("{vision_start_token_id}image<|media_content|>", "{vision_end_token_id}"),
+        _surround("{vision_start_token_id}image<|media_content|>", "{vision_end_token_id}"),
         image_inputs=patches.cut_patches_stacked,
         size_multiple=lambda config: config.vision_config.patch_size * config.vision_config.merge_kernel_size[0],
     ),
     "video_llama_3": Quirk(
-        _around(after="\n"), image_inputs=patches.cut_patches_unmerged, size_multiple=_find_patch_side
+        _surround(after="\n"),
+        image_inputs=patches.cut_patches_unmerged,
+        size_multiple=lambda config: config.vision_config.patch_size,
     ),
     "lfm2_vl": Quirk(
-        _around("<|image_start|>", "<|image_end|>"),
+        _surround("<|image_start|>", "<|image_end|>"),
         image_inputs=patches.cut_patches_shaped,
         size_multiple=_find_downsampled_side,
         default_size=lambda config, preprocessor: special.find_square_side(
@@ -224,22 +225,22 @@ QUIRKS: dict[str, Quirk] = {
     "gemma4": _GEMMA4,
     "gemma4_unified": replace(_GEMMA4, image_inputs=patches.cut_patches_placed_whole),
     "mistral3": _PIXTRAL,
-    "lighton_ocr": replace(_PIXTRAL, template=_around(after="\n"), grid=None),
+    "lighton_ocr": replace(_PIXTRAL, template=_surround(after="\n"), grid=None),
     "llava_onevision": Quirk(image_inputs=inputs.feed_one_of_several),
     "gemma3": _GEMMA3,
     "gemma3n": Quirk(_GEMMA3.template),
-    "perception_lm": Quirk(_around(), image_inputs=inputs.feed_one_tile),
+    "perception_lm": Quirk(_surround(), image_inputs=inputs.feed_one_tile),
     # An image opens with the token that would have closed the one before it.
     "idefics2": Quirk(
-        _around("<fake_token_around_image>", text="<fake_token_around_image> {prompt}"),
+        _surround("<fake_token_around_image>", text="<fake_token_around_image> {prompt}"),
         image_inputs=inputs.feed_nested,
-        size_multiple=_find_patch_side,
+        size_multiple=lambda config: config.vision_config.patch_size,
         default_size=lambda _, preprocessor: (preprocessor.get("size") or {}).get("shortest_edge", 378),
     ),
-    "aya_vision": Quirk(_around("<|START_OF_IMG|>TILE_GLOBAL", "<|END_OF_IMG|>")),
-    "cohere2_vision": Quirk(_around("<|START_OF_IMG|>", "<|IMG_LINE_BREAK|><|END_OF_IMG|>")),
-    "ovis2": Quirk(_around("<IMG_START>", "<IMG_GRID><IMG_END>\n")),
-    "step3p7": Quirk(_around("<im_start>", "<im_end>")),
+    "aya_vision": Quirk(_surround("<|START_OF_IMG|>TILE_GLOBAL", "<|END_OF_IMG|>")),
+    "cohere2_vision": Quirk(_surround("<|START_OF_IMG|>", "<|IMG_LINE_BREAK|><|END_OF_IMG|>")),
+    "ovis2": Quirk(_surround("<IMG_START>", "<IMG_GRID><IMG_END>\n")),
+    "step3p7": Quirk(_surround("<im_start>", "<im_end>")),
     "deepseek_vl": _DEEPSEEK_VL,
     "deepseek_vl_hybrid": replace(
         _DEEPSEEK_VL,
@@ -249,12 +250,12 @@ QUIRKS: dict[str, Quirk] = {
         preprocessor_overrides={"do_rescale": False, "do_normalize": False},  # done for each tower
     ),
     "aria": Quirk(
-        _around("<fim_prefix>", "<fim_suffix>"),
+        _surround("<fim_prefix>", "<fim_suffix>"),
         size_multiple=tiles.find_aria_side,
         default_size=lambda config, _: tiles.find_aria_side(config),
     ),
-    "llama4": Quirk(_around("<|image_start|><|image|>", "<|image_end|>"), grid=tiles.count_llama4_tokens),
-    "chameleon": Quirk(_around("<racm3:break>", "<eoss>"), discrete_images=True),
+    "llama4": Quirk(_surround("<|image_start|><|image|>", "<|image_end|>"), grid=tiles.count_llama4_tokens),
+    "chameleon": Quirk(_surround("<racm3:break>", "<eoss>"), discrete_images=True),
     "granite4_vision": replace(_LLAVA_NEXT, grid=tiles.count_granite4_tokens),
     "blip-2": _BLIP2,
     "instructblip": _INSTRUCTBLIP,
@@ -267,7 +268,7 @@ QUIRKS: dict[str, Quirk] = {
     # Its layers' windows extend in both directions, which only its own masks describe.
     "t5gemma2": replace(_GEMMA3, **{**_ENCODER, "lacks": _ENCODER["lacks"] | {"block_mask"}}, extra_inputs={}),
     "kosmos-2.5": Quirk(
-        _around("<image>", "</image>"),
+        _surround("<image>", "</image>"),
         image_token="<bbox>",  # any id that no instruction contains: the features overwrite its embedding
         image_inputs=special.cut_patches_standardized,
         grid=lambda config, _size: (1, config.latent_query_num),
@@ -288,7 +289,7 @@ QUIRKS: dict[str, Quirk] = {
     ),
     # An image becomes ids of the vocabulary; a special id ends each row.
     "emu3": Quirk(
-        _around("<|image token|>", "<|extra_201|><|image end|>"),
+        _surround("<|image token|>", "<|extra_201|><|image end|>"),
         image_opening=special.open_emu_image,
         image_token="<image>",
         image_inputs=patches.feed_with_sizes,
@@ -300,7 +301,7 @@ QUIRKS: dict[str, Quirk] = {
     ),
     # It can read an image as a whole and in crops; here it reads the whole image, like a frame of a video.
     "molmo2": Quirk(
-        _around("<low_res_im_start>", "<im_col><im_end>", row_end="<im_col>"),
+        _surround("<low_res_im_start>", "<im_col><im_end>", row_end="<im_col>"),
         image_inputs=special.cut_patches_pooled,
         grid=special.count_molmo_tokens,
         attention="images",
@@ -315,7 +316,7 @@ QUIRKS: dict[str, Quirk] = {
         lacks=frozenset({"cache"}),  # its cache does not record which step the cached images belong to
         note="its tower takes an image for four tiles, whatever they hold",
     ),
-    "janus": Quirk(_around("<begin_of_image>", "<end_of_image>\n")),
+    "janus": Quirk(_surround("<begin_of_image>", "<end_of_image>\n")),
 }
 # Where a part decides: (model type, model type of the vision tower or language model).
 BY_PART: dict[tuple[str, str], Quirk] = {
@@ -335,7 +336,7 @@ def find_quirk(config: Any, forward_inputs: Container[str]) -> Quirk:
     if quirk is DEFAULT and "image_grid_thw" in forward_inputs:  # like Qwen-VL, with other tokens around images
         named = [names for names in _AROUND if all(getattr(config, f"{n}_token_id", None) is not None for n in names)]
         before, after = (f"{{{name}_token_id}}" for name in named[0]) if named else ("", "")
-        quirk = replace(_QWEN_VL, template=_around(before, after))
+        quirk = replace(_QWEN_VL, template=_surround(before, after))
     lacks = find_missing_capabilities(config.get_text_config(decoder=True))
     return quirk if quirk.lacks >= lacks else replace(quirk, lacks=quirk.lacks | lacks)
 

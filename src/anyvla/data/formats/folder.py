@@ -68,7 +68,7 @@ class _EpisodeFile:
 class FolderDataset(EpisodeReader):
     """A plain folder of npz or HDF5 files, one for each episode, in the order of their names.
 
-    `embodiment` replaces the one in `dataset.yaml`. Raises ValueError that names the file and the key that do not fit.
+    `embodiment` replaces the one in `dataset.yaml`. Raises a ValueError that names the file and the faulty key.
     """
 
     Config = FolderConfig

@@ -31,7 +31,7 @@ def decode_image(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return an encoded image as RGB. `upright`: rotate it as its EXIF data says.
 
-    Raises ValueError that begins with `where` if the image is missing, damaged, too large, or not 8-bit gray or color.
+    Raises a ValueError that begins with `where` if the image is missing, damaged, too large, or no 8-bit gray or color.
     """
     try:
         file = check_regular(source).open("rb") if isinstance(source, Path) else io.BytesIO(source)
@@ -58,7 +58,7 @@ def decode_image(
 def as_rgb(images: np.ndarray, where: str, *, channels_first: bool = False) -> UInt8[np.ndarray, "... H W 3"]:
     """Return an array of images as RGB. `channels_first`: the array is (..., C, H, W).
 
-    Raises ValueError that begins with `where` unless the images are uint8 with 1, 3 or 4 channels.
+    Raises a ValueError that begins with `where` unless the images are uint8 with 1, 3 or 4 channels.
     """
     images = np.moveaxis(images, -3, -1) if channels_first and images.ndim >= 3 else images
     check_image_array(images.dtype, images.shape, where)

@@ -34,7 +34,7 @@ def read_json_text(path: Path) -> str:
 
 
 def read_records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines, each with these keys. Raises ValueError that names the damaged line.
+    """Yield the objects of a file of JSON lines, each with these keys. Raises a ValueError that names the damaged line.
 
     Objects may span lines, be separated by commas, or be the elements of one list.
     """

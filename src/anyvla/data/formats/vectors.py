@@ -37,7 +37,7 @@ def as_matrix(column: pa.ChunkedArray, size: int, where: str, row: int = 0) -> N
     """Return a column of lists of `size` numbers, or of single numbers if `size` is 1, as a matrix of the column's
     type.
 
-    `where` names file and column in errors; `row` is the number of the first row in the file. Raises ValueError that
+    `where` names file and column in errors; `row` is the number of the first row in the file. Raises a ValueError that
     names the row if a value is missing, has another length or is no real number.
     """
     values = column.combine_chunks()

@@ -81,7 +81,7 @@ def decode_at(
     """Return the frames shown at these seconds after the first frame of the video, as RGB, each decoded once.
 
     `step` is the time between two steps of the data. Frames from `until` on belong to the next episode, and an earlier
-    time never gets one of them. Raises ValueError that names the file, and the frame if one is missing or damaged.
+    time never gets one of them. Raises a ValueError that names the file, and the frame if one is missing or damaged.
     """
     with _errors_naming(path):
         opened = _open_videos(path)
@@ -111,7 +111,7 @@ class VideoInfo:
 
 
 def read_info(path: Path) -> VideoInfo:
-    """Return the header of a video. Raises ValueError that names the file if it is missing or damaged."""
+    """Return the header of a video. Raises a ValueError that names the file if it is missing or damaged."""
     with _errors_naming(path):
         return _open_videos(path).info
 

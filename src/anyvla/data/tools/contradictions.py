@@ -40,7 +40,7 @@ class _Declared:
         return Finding("meaning", severity, None, f"{self.part}, group {self.group.name!r},{at} {text}", fix)
 
     def range_of(self, dim: int) -> tuple[float, float]:
-        """Return the least and the largest number of a dim."""
+        """Return the smallest and the largest number of a dim."""
         at = self.place.start + dim
         return float(self.measured.low[self.part][at]), float(self.measured.high[self.part][at])
 

@@ -60,7 +60,7 @@ class MeasuredNumbers:
         return np.concatenate(found) if found else np.zeros((0, place.stop - place.start), np.float32)
 
     def range_of(self, part: VectorName, place: slice) -> tuple[float, float] | None:
-        """Return the least and the largest number of some dims; None if there is none."""
+        """Return the smallest and the largest number of some dims; None if there is none."""
         low, high = float(self.low[part][place].min()), float(self.high[part][place].max())
         return (low, high) if low <= high else None
 

@@ -179,7 +179,7 @@ def add_range(read: GroupReading, measured: MeasuredNumbers, robot: str | None) 
 def find_odd_lengths(
     rotation: Rotation, measured: MeasuredNumbers, part: VectorName, place: slice
 ) -> tuple[float, float] | None:
-    """Return the least and the largest length of quaternions, or of columns of matrices, that are not of length 1."""
+    """Return the range of the lengths of quaternions, or of columns of matrices, that are not of length 1."""
     values = measured.values(part, place).astype(np.float64)
     if not len(values) or rotation not in ("quaternion_xyzw", "quaternion_wxyz", "rot6d"):
         return None

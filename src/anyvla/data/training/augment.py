@@ -45,7 +45,7 @@ def augment(
 ) -> UInt8[Tensor, "B T V h w 3"]:
     """Shift, crop and jitter images. Return `images` itself if nothing is to be changed.
 
-    `crop` is the share of each side that is kept, one number or one per view. `generator` must be on the CPU. Raises
+    `crop` is the fraction of each side that is kept, one number or one per view. `generator` must be on the CPU. Raises
     ValueError for a list of numbers whose length is not the number of views.
     """
     images = _shift(images, numbers_per_view(config.shift, images, "shift"), generator)
@@ -102,7 +102,7 @@ def _jitter(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Gene
 
 
 def _color_matrices(random: Float[Tensor, "B V 4"]) -> tuple[Float[Tensor, "B V 3 3"], Float[Tensor, "B V"]]:
-    """Return the matrices that multiply pixels, and the share of the mean gray that is added to them."""
+    """Return the matrices that multiply pixels, and the fraction of the mean gray that is added to them."""
     bright, contrast, saturation = (1 + random[..., i] for i in range(3))
     angle = random[..., 3] * 2 * math.pi
     one, zero = torch.ones_like(angle), torch.zeros_like(angle)

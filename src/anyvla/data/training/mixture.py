@@ -198,7 +198,7 @@ def _select_views(dataset: EpisodeDataset, views: tuple[str, ...]) -> EpisodeDat
 
 
 def read_source(path: Path) -> dict[str, Any]:
-    """Return the keys of a source in a YAML file, under today's names. Raises ValueError that names the file."""
+    """Return the keys of a source in a YAML file, under today's names. Raises a ValueError that names the file."""
     keys = as_mapping(read_yaml(path) or {}, str(path))
     return migrate_recipe({"data": {"sources": [keys]}}, str(path), by_hand=True)["data"]["sources"][0]
 

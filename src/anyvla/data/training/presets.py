@@ -1,7 +1,7 @@
 """Finds the data sets of a named mixture (`mixtures.yaml`) below a folder, with their weights.
 
-The weights come from Octo and OpenVLA and multiply the size of a data set. The share of its samples is weight x steps,
-divided by the sum over the mixture, as with `temperature: 1` in the data config.
+The weights come from Octo and OpenVLA and multiply the size of a data set: its share of the samples is weight x steps,
+divided by the sum of weight x steps over the mixture, as with `temperature: 1` in the data config.
 """
 
 from __future__ import annotations

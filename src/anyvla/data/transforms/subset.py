@@ -1,4 +1,4 @@
-"""Selects episodes of a data set (k of each task, or a share of each task) or cameras, and renames cameras.
+"""Selects episodes of a data set (k of each task, or a fraction of each task) or cameras, and renames cameras.
 
 Subsets of one seed are nested: the tenth is part of the half, five shots are part of ten.
 """
@@ -89,10 +89,10 @@ class CameraSubset(WrappedDataset):
 def choose(dataset: EpisodeDataset, per_task: int | None = None, scale: float = 1.0, seed: int = 0) -> list[int]:
     """Sample episodes within each task (`dataset.task`). Return their indices, ascending.
 
-    Takes `per_task` * `scale` episodes of each task; without `per_task`, `scale` (at most 1) is a share of the task's
-    episodes. Counts are rounded, halves up, to at least 1. The choice depends only on the seed, the task's name and the
-    rank of an episode within its task. With one seed, the smaller choice is part of the larger one. Raises ValueError
-    that lists the tasks with too few episodes.
+    Takes `per_task` * `scale` episodes of each task; without `per_task`, `scale` (at most 1) is the fraction taken.
+    Counts are rounded, halves up, to at least 1. The choice depends only on the seed, the task's name and the rank of
+    an episode within its task. With one seed, the smaller choice is part of the larger one. Raises a ValueError that
+    lists the tasks with too few episodes.
     """
     tasks: dict[str, list[int]] = {}
     for index in range(len(dataset)):

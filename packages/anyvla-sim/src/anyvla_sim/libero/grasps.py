@@ -118,7 +118,7 @@ def _find_graspable_parts(x: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _is_free(wide: np.ndarray, narrow: np.ndarray, between: np.ndarray, x: float, z: float) -> bool:
-    """Return whether the open fingers, the palm and their approach are free, and only the target is between them."""
+    """Return whether hand and approach are free of obstacles, and only the target is between the open fingers."""
     if np.any(
         (np.abs(between[:, 0] - x) < OPENING / 2) & (between[:, 2] < z + TIP + ROOM) & (between[:, 2] > z - SWEEP)
     ):

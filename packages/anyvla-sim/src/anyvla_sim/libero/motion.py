@@ -8,7 +8,7 @@ from anyvla_sim.libero.geometry import HeightMap, SceneGeometry
 
 OPEN, CLOSE = -1.0, 1.0
 METERS, RADIANS = 0.05, 0.5  # the motion that an action of 1 commands (OSC_POSE of LIBERO)
-SPEED = 0.75  # the hand's speed as a share of the largest command
+SPEED = 0.75  # the hand's speed as a fraction of the largest command
 GAIN, TURN_GAIN = np.array([2.0, 2.0, 3.5]), 2.5  # of the remaining distance; above 1, as small commands move nothing
 TURN_SPEED = 0.5
 LEAD = 0.05  # s that the controller lags; positions are extrapolated by it
@@ -90,5 +90,5 @@ def move_over(
 
 
 def _pace(rise: float) -> float:
-    """Return the safe share of the horizontal speed while the hand still has to climb `rise` (m)."""
+    """Return the fraction of the horizontal speed that is safe while the hand still has to climb `rise` (m)."""
     return float(np.clip(1.0 - (rise - 0.01) / 0.03, 0.0, 1.0))

@@ -22,8 +22,8 @@ from anyvla_sim.rendering import LARGEST, Renderer, View, choose_render_setting,
 
 _EXTRA = 'pip install "anyvla-sim[metaworld]" (Python 3.9 or later)'
 CONTROL_HZ = 80
-OPEN, CLOSED = 0.85, 0.15  # shares of a joint's range beyond which it counts as open or closed
-START = (0.4, 0.6)  # shares of its range between which a half-open joint starts, uniformly sampled
+OPEN, CLOSED = 0.85, 0.15  # fractions of a joint's range beyond which it counts as open or closed
+START = (0.4, 0.6)  # fractions of its range between which a half-open joint starts, uniformly sampled
 PUBLISHED_CAMERA = (0.75, 0.075, 0.7)  # position of corner2 in lerobot and the papers that follow it (m)
 LIMITS = (-np.ones(4, np.float32), np.ones(4, np.float32))
 
@@ -152,7 +152,7 @@ class _Simulation:
         return float(low if abs(low) > abs(high) else high)
 
     def opened(self) -> float | None:
-        """Return how far the joint is open as a share of its range; None for scenes without a joint."""
+        """Return how far the joint is open as a fraction of its range; None for scenes without a joint."""
         if self.scene.joint is None:
             return None
         return float(self.sim.data.joint(self.scene.joint).qpos[0]) / self._full()

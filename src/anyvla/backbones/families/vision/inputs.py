@@ -1,6 +1,6 @@
 """Turns normalized pixels into the arguments that a family of models takes for its images.
 
-Each function is the `image_inputs` of a `anyvla.backbones.families.quirks.Quirk`. It returns arguments of the forward
+Each function is the `image_inputs` of an `anyvla.backbones.families.quirks.Quirk`. It returns arguments of the forward
 (and of `get_image_features`), whose shapes its docstring lists.
 """
 
@@ -74,7 +74,7 @@ def feed_beside(images: SequenceImages) -> dict[str, Tensor]:
 def group_by_sequence(
     images: SequenceImages,
 ) -> tuple[Float[Tensor, "S N 3 h w"], Bool[Tensor, "S L steps"], Int64[Tensor, "S L"]]:
-    """Return the N images of each sequence, the step of each position, and how many images of that step precede it.
+    """Return the N images of each sequence, the step of each position, and the number of that step's images up to it.
 
     A sequence with fewer steps is padded with images that no position reads.
     """

@@ -76,7 +76,7 @@ def read_array(file: IO[bytes], left: int) -> np.ndarray:
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Return all arrays of a file, or those of `keys` only. Raises ValueError that names the file and the key."""
+    """Return all arrays of a file, or those of `keys` only. Raises a ValueError that names the file and the key."""
     with _open(path) as archive:
         there = _names(archive)
         names = there if keys is None else list(keys)
@@ -95,13 +95,13 @@ def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.n
 
 
 def array_keys(path: Path) -> list[str]:
-    """Return the names of the arrays. Raises ValueError that names the file."""
+    """Return the names of the arrays. Raises a ValueError that names the file."""
     with _open(path) as archive:
         return _names(archive)
 
 
 def array_header(path: Path, key: str) -> ArrayHeader:
-    """Read shape and type of one array from its header. Raises ValueError that names the file and the key."""
+    """Read shape and type of one array from its header. Raises a ValueError that names the file and the key."""
     with _open(path) as archive:
         if key not in _names(archive):
             raise ValueError(f"{path} has no key {key!r}; it has {', '.join(_names(archive)) or 'none'}")

@@ -35,7 +35,7 @@ _COPIED_SIZES = 4  # times the file: a pickle can repeat one part and ask for a 
 def load_objects(path: Path) -> Any:
     """Return the array that `np.save` wrote, or the object itself if it was saved alone, as dicts are.
 
-    Raises ValueError that names the file if it is damaged, or asks for anything but arrays and plain data.
+    Raises a ValueError that names the file if it is damaged, or asks for anything but arrays and plain data.
     """
     try:
         with check_regular(path).open("rb") as file:

@@ -38,7 +38,7 @@ def find_files(root: Path) -> list[Path]:
 
 
 def open_file(path: Path) -> Any:
-    """Return an `h5py.File` that stays open for this thread. Raises ValueError that names the file."""
+    """Return an `h5py.File` that stays open for this thread. Raises a ValueError that names the file."""
     try:
         return _files(path)
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def read_numbers(path: Path, key: str) -> np.ndarray:
 
 
 def open_array(path: Path, key: str) -> Any:
-    """Return an `h5py.Dataset`. Raises ValueError that names file and key if it promises more than is stored."""
+    """Return an `h5py.Dataset`. Raises a ValueError that names file and key if it promises more than is stored."""
     import h5py
 
     with errors_naming(path, key):
@@ -83,7 +83,7 @@ def open_array(path: Path, key: str) -> Any:
 
 
 def open_node(path: Path, key: str) -> Any:
-    """Return the array or group of this name. Raises ValueError that lists the existing names if it is missing."""
+    """Return the array or group of this name. Raises a ValueError that lists the existing names if it is missing."""
     file = open_file(path)
     try:
         with errors_naming(path, key):
@@ -114,7 +114,7 @@ def read_attribute(path: Path, key: str, name: str) -> Any:
 
 
 def read_json_attribute(path: Path, key: str, name: str) -> dict[str, Any]:
-    """Return the JSON object in an attribute, {} if it is missing. Raises ValueError that names the file."""
+    """Return the JSON object in an attribute, {} if it is missing. Raises a ValueError that names the file."""
     text = read_attribute(path, key, name)
     if text is None:
         return {}
@@ -160,7 +160,7 @@ def find_arrays(path: Path, key: str) -> dict[str, Any]:
 
 @contextmanager
 def errors_naming(path: Path, key: str) -> Iterator[None]:
-    """Turn h5py's errors for damaged files into ValueError that names the file and the key."""
+    """Turn h5py's errors for damaged files into a ValueError that names the file and the key."""
     try:
         yield
     except _DAMAGE_ERRORS as error:

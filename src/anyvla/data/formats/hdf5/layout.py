@@ -63,7 +63,7 @@ def is_episode_file(path: Path) -> bool:
 
 
 def find_layout(config: Hdf5Config, path: Path, episode: str) -> Hdf5Layout:
-    """Return the keys of an episode. Raises ValueError that says what to declare if they are unknown."""
+    """Return the keys of an episode. Raises a ValueError that says what to declare if they are unknown."""
     found = find_arrays(path, episode)
     matching = (k for k in _KNOWN_LAYOUTS if {*k.actions, *k.proprio} <= found.keys())
     known = next(matching, Hdf5Layout())

@@ -49,7 +49,7 @@ class Hdf5Episode:
         return f"{self.group}/{name}" if self.group else name
 
     def open_array(self, name: str) -> Any:
-        """Return the `h5py.Dataset` of a key. Raises ValueError that names file and key."""
+        """Return the `h5py.Dataset` of a key. Raises a ValueError that names file and key."""
         return hdf5.open_array(self.file, self.key(name))
 
 

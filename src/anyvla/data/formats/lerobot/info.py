@@ -111,7 +111,7 @@ class DatasetInfo:
         return int(self.features[key]["shape"][0])
 
     def check(self, embodiment: Embodiment, state: Features, action: Features) -> None:
-        """Raise ValueError that says what contradicts the features if the embodiment does not fit."""
+        """Raise a ValueError that says what contradicts the features if the embodiment does not fit."""
         if abs(embodiment.control_hz / self.fps - 1) > 0.01:
             raise ValueError(
                 f"{self.root} was recorded at {self.fps:g} steps per second, the embodiment declares control_hz="
@@ -254,7 +254,7 @@ def _read(root: Path) -> dict[str, Any]:
 
 
 def _check_facts(facts: Any, where: str) -> None:
-    """Raise ValueError that names the key if a fact is missing or has another type than in LeRobot."""
+    """Raise a ValueError that names the key if a fact is missing or has another type than in LeRobot."""
     if not isinstance(facts, Mapping):
         raise ValueError(f"{where} holds no keys and values; copy the dataset again")
     for key in ("fps", "features", "total_episodes", "data_path"):

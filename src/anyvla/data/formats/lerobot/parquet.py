@@ -28,7 +28,7 @@ _MAX_OPEN = 16  # files per thread
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a parquet file. Raises ValueError that names the file."""
+    """Open a parquet file. Raises a ValueError that names the file."""
     with errors_naming(path):
         file = pq.ParquetFile(check_regular(path))
         most = max(_FREE_ROWS, _ROWS_PER_BYTE * path.stat().st_size)
@@ -42,7 +42,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 @contextmanager
 def errors_naming(path: Path) -> Iterator[None]:
-    """Turn errors of reading a parquet file into ValueError that names the file."""
+    """Turn errors of reading a parquet file into a ValueError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def read_rows(path: Path, first: int, count: int, columns: list[str]) -> pa.Tabl
 
 
 def count_rows(path: Path) -> int:
-    """Return the number of rows in a file. Raises ValueError that names it if it is missing or damaged."""
+    """Return the number of rows in a file. Raises a ValueError that names it if it is missing or damaged."""
     with errors_naming(path):
         return int(_open_parquet_files(path).starts[-1])
 

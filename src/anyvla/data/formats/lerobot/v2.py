@@ -102,7 +102,7 @@ class LeRobotV2Dataset(LeRobotReader):
         return {as_whole_number(row["task_index"], where): str(row["task"]) for row in rows}
 
     def _lines(self, name: str, *keys: str) -> Iterator[dict[str, Any]]:
-        """Return the objects of a file of JSON lines. Raises ValueError that names a damaged line."""
+        """Return the objects of a file of JSON lines. Raises a ValueError that names a damaged line."""
         path = resolve_inside(self.root, name)
         if not path.is_file():
             raise ValueError(f"the dataset is incomplete: {path} is missing; copy it again")

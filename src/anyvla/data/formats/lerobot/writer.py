@@ -78,7 +78,7 @@ def stage_episode(partial_root: Path, embodiment: Embodiment, index: int, episod
 
 
 def check_episode(embodiment: Embodiment, episode: Episode, where: str = "episode") -> None:
-    """Raise ValueError that names the mismatch if an episode does not fit the embodiment."""
+    """Raise a ValueError that names the mismatch if an episode does not fit the embodiment."""
     length = len(episode.actions)
     if not length:
         raise ValueError(f"{where} has no steps")
@@ -194,7 +194,7 @@ def write_dataset(
 
 
 def discard_leftovers(root: Path) -> None:
-    """Remove what a writer left behind that was killed right after it completed the data set at `root`."""
+    """Remove the leftovers of a writer that was killed right after it completed the data set at `root`."""
     for folder in (root.with_name(root.name + ".partial"), root.with_name(f".{root.name}.building")):
         if folder.is_dir():
             shutil.rmtree(folder)

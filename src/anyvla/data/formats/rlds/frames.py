@@ -77,7 +77,7 @@ def read_numbers(record: tf_example.Example, name: str, spec: FeatureSpec, lengt
 
 
 def _decode_tensor(text: memoryview, spec: FeatureSpec, name: str) -> np.ndarray:
-    """Return a tensor that was stored as bytes (`Tensor(encoding=...)` of tensorflow-datasets)."""
+    """Decode a tensor that is stored as bytes (`Tensor(encoding=...)` of tensorflow-datasets)."""
     try:
         data = _decompress(text) if spec.encoding == "zlib" else bytes(text)
         return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<"))

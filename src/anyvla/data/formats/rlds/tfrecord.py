@@ -79,7 +79,7 @@ def release_pages(path: Path) -> None:
 
 
 def has_right_checksum(path: Path, offset: int, length: int) -> bool:
-    """Return whether the data of a record matches its checksum. Raises ImportError without the extra."""
+    """Return whether the data of a record matches its checksum. Raises ImportError without google-crc32c."""
     try:
         import google_crc32c
     except ImportError as error:

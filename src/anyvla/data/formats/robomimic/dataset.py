@@ -53,7 +53,7 @@ class RobomimicDataset(Hdf5Reader):
     """HDF5 demonstrations of robomimic and LIBERO.
 
     `embodiment` is required for robots other than a single arm under an OSC controller of robosuite; it may also choose
-    cameras (`agentview_image` and `agentview_rgb` are camera `agentview`). Raises ValueError that says what to do.
+    cameras (`agentview_image` and `agentview_rgb` are camera `agentview`). Raises a ValueError that says what to do.
     """
 
     Config = RobomimicConfig
