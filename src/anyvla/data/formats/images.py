@@ -1,7 +1,7 @@
 """Converts an image, encoded or an array, to uint8 RGB, or refuses it with the reason.
 
 Image libraries convert silently: 16-bit depth becomes white, floats black, transparent pixels get an arbitrary color.
-Only images of certain colors are accepted here: 8-bit gray or color, black and white, palettes, and opaque alpha.
+Only unambiguous colors are accepted here: 8-bit gray or color, black and white, palettes, and opaque alpha.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ FunctionTable = Mapping[tuple[str, str], Callable[..., Any]]
 def run_opcodes(data: bytes, table: FunctionTable) -> Any:
     """Return the object that the opcodes describe. `table` holds the functions that the pickle may call.
 
-    Raises RefusedPickleError for others; ValueError, TypeError, KeyError, IndexError or struct.error for damage.
+    Raises RefusedPickleError for other functions and for opcodes that plain data does not need; ValueError,
+    TypeError, KeyError, IndexError or struct.error for damage.
     """
     machine = _PickleMachine(data, table)
     while (code := machine.take(1)) != pickle.STOP:
