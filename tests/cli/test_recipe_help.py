@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,36 @@ def test_type_range_and_comment(keys: dict[str, Key]) -> None:
 def test_the_default_of_a_field_that_gives_it_by_position() -> None:
     listed = {key.name: key for key in list_keys("anyvla.data.formats.robomimic.dataset:RobomimicConfig")}
     assert (listed["noop"].default, listed["noop"].bounds) == ("0.0001", "> 0 to 1e9")
+
+
+OTHER = """
+from dataclasses import field
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+from anyvla.config import STRICT
+
+class Part:
+    @dataclass(config=STRICT)
+    class Config:
+        needed: int = field(kw_only=True)
+        names: list[str] = field(default_factory=list)
+        folder: Path = Path("here")
+        heads: set[int] = field(default_factory=lambda: {4})
+"""
+
+
+def test_a_package_of_others_may_declare_defaults_as_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "part_of_others.py").write_text(OTHER)
+    monkeypatch.syspath_prepend(tmp_path)
+    listed = {key.name: (key.type, key.default) for key in list_keys("part_of_others:Part.Config")}
+    assert listed == {
+        "needed": ("int", None),
+        "names": ("list[str]", "[]"),
+        "folder": ("path", "here"),
+        "heads": ("set[int]", "[4]"),
+    }
 
 
 def test_every_key_has_a_comment() -> None:

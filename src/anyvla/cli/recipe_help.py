@@ -249,7 +249,8 @@ def _describe(hint: Any) -> str:
     names = {...: "...", NoneType: "null", Any: "any", Path: "path"}
     if hint in names:
         return names[hint]
-    return "keys" if "fields" in vars(hint) else hint.__name__
+    name = "keys" if "fields" in vars(hint) else hint.__name__
+    return f"{name}[{', '.join(map(_describe, inner))}]" if inner else str(name)
 
 
 def _format_default(value: Any) -> str | None:
@@ -259,10 +260,13 @@ def _format_default(value: Any) -> str | None:
             return None
         value = value.get_default(call_default_factory=True)
     if isinstance(value, dataclasses.Field):
-        value = value.default
+        make = value.default_factory
+        value = value.default if make is dataclasses.MISSING else make()
+    if value is dataclasses.MISSING:
+        return None
     if isinstance(value, _Class):
         return str(*value.args[1:2])  # the name of a `Part`
-    value = list(value) if isinstance(value, tuple) else value
+    value = list(value) if isinstance(value, tuple | set) else str(value) if isinstance(value, Path) else value
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 
