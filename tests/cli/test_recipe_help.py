@@ -96,9 +96,11 @@ def test_the_default_of_a_field_that_gives_it_by_position() -> None:
 
 
 OTHER = """
+import typing
 from dataclasses import field
 from pathlib import Path
 
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
@@ -109,11 +111,12 @@ class Part:
         needed: int = field(kw_only=True)
         names: list[str] = field(default_factory=list)
         folder: Path = Path("here")
+        unit: typing.Annotated[str, BeforeValidator(str.strip)] = "m"
         heads: set[int] = field(default_factory=lambda: {4})
 """
 
 
-def test_a_package_of_others_may_declare_defaults_as_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_of_others_may_declare_keys_as_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "part_of_others.py").write_text(OTHER)
     monkeypatch.syspath_prepend(tmp_path)
     listed = {key.name: (key.type, key.default) for key in list_keys("part_of_others:Part.Config")}
@@ -121,6 +124,7 @@ def test_a_package_of_others_may_declare_defaults_as_it_likes(tmp_path: Path, mo
         "needed": ("int", None),
         "names": ("list[str]", "[]"),
         "folder": ("path", "here"),
+        "unit": ("str", "m"),
         "heads": ("set[int]", "[4]"),
     }
 

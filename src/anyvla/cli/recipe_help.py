@@ -113,6 +113,10 @@ class _Module(dict[str, Any]):
                 self._nodes[node.name] = node
             elif isinstance(node, ast.ImportFrom):
                 self._nodes |= {a.asname or a.name: (str(node.module), a.name) for a in node.names}
+            elif isinstance(node, ast.Import):
+                self.update(
+                    {a.asname or a.name: importlib.import_module(a.name) for a in node.names if a.name in LIGHT}
+                )
             elif isinstance(node, ast.Assign):
                 self._nodes |= dict.fromkeys(_targets(node), node)
 
@@ -224,8 +228,9 @@ def _walk(hint: Any) -> Iterator[Any]:
 
 
 def _registry_of(kind: Any) -> str:
-    """Return the registry of a validator of `anyvla.config`, `BeforeValidator(_read_part("fusers"))`."""
-    return str(vars(kind.func)["args"][0]) if isinstance(kind, BeforeValidator) else ""
+    """Return the registry of a validator of `anyvla.config`, `BeforeValidator(_read_part("fusers"))`; "" for others."""
+    args = getattr(kind.func, "args", ()) if isinstance(kind, BeforeValidator) else ()
+    return next((name for name in args if name in [*REGISTRIES]), "")
 
 
 def _first_sentence(cls: type) -> str:
