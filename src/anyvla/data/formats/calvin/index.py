@@ -38,7 +38,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """The segment in messages."""
+        """The name of the segment in messages."""
         return f"{self.start} ({self.task})"
 
 

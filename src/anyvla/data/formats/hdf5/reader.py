@@ -36,12 +36,12 @@ class Hdf5Episode:
 
     @property
     def name(self) -> str:
-        """The episode in messages about its folder."""
+        """The name of the episode in messages about its folder."""
         return f"{self.file.name} {self.group}".strip()
 
     @property
     def where(self) -> str:
-        """The episode in messages about itself."""
+        """The file and the group of the episode, for messages."""
         return f"{self.file}, {self.group}" if self.group else str(self.file)
 
     def key(self, name: str) -> str:

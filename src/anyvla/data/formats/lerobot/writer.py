@@ -206,7 +206,7 @@ def is_complete(root: Path) -> bool:
 
 
 def _iterate_frames(images: Images, histogram: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield frame by frame, decoding few at once. Evenly spaced frames are counted in the histogram."""
+    """Yield frame by frame, decoding a few at a time. Evenly spaced frames are counted in the histogram."""
     length = len(images)
     counted = spread_evenly(length, _STATISTICS_FRAMES)
     for first in range(0, length, _FRAMES_AT_ONCE):
