@@ -28,7 +28,7 @@ def florence2() -> PreTrainedConfig:
     text = BartConfig(
         d_model=32,
         encoder_layers=2,
-        find_decoder_layers=2,
+        decoder_layers=2,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
         encoder_ffn_dim=64,
