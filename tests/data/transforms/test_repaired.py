@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from anyvla.data.episode import Episode
@@ -44,6 +46,14 @@ def test_episodes_with_an_error_are_left_out_and_others_keep_their_task() -> Non
     assert [repaired.task(i) for i in range(4)] == ["task 0", "task 2", "task 3", "task 4"]
     assert [repaired[i].proprio[0, 3] for i in range(4)] == [0, 2, 3, 4]
     assert repaired.dropped == {"1": "damaged of 1"}
+
+
+def test_the_fingerprint_depends_on_the_repairs_and_not_on_the_wording_of_findings() -> None:
+    fingerprint = RepairedDataset(DATA, FINDINGS).fingerprint
+    reworded = [dataclasses.replace(f, text="in other words") for f in FINDINGS]
+    assert RepairedDataset(DATA, reworded).fingerprint == fingerprint
+    for others in (FINDINGS[1:], [*FINDINGS, finding("damaged", "error", 4)], FINDINGS[:2]):
+        assert RepairedDataset(DATA, others).fingerprint != fingerprint
 
 
 def test_idle_ends_are_cut_off_everything_alike() -> None:
