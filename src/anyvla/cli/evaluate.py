@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _EPILOG = """\
 Any key of the section `evaluation` can be set, and any setting of the benchmark:
   --episodes 50 --conditions '[original, swapped, original+light=dim]' --execute 4 --environment.render native
-The default conditions on the recipe's own benchmark are those of the recipe; elsewhere they are original, swapped and
-unrelated, which also show whether the policy uses its instruction. For the score alone: --conditions '[original]'.
+On its own benchmark, the recipe gives the default conditions. On others they are original, swapped and unrelated,
+which also show whether the policy uses its instruction. For the score alone: --conditions '[original]'.
 Sets of conditions: language, generalization, correction, latency (docs/conditions.md).
 """
 

@@ -76,7 +76,7 @@ def read_array(file: IO[bytes], left: int) -> np.ndarray:
 
 
 def load_arrays(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Return all arrays of a file, or those of `keys` only. Raises a ValueError that names the file and the key."""
+    """Return the arrays of a file: all, or only `keys`. Raises a ValueError that names the file and the key."""
     with _open(path) as archive:
         there = _names(archive)
         names = there if keys is None else list(keys)

@@ -126,11 +126,11 @@ class _Resolver:
 
 
 class _NumpyKind:
-    """Stands for `numpy.ndarray` as an argument of `_reconstruct`."""
+    """Replaces `numpy.ndarray` as an argument of `_reconstruct`."""
 
 
 class _NumpyType(StatefulStandIn):
-    """Stands for a simple `numpy.dtype`."""
+    """Replaces a simple `numpy.dtype`."""
 
     def __init__(self, code: str, *flags: Any) -> None:
         if type(code) is not str or not _SIMPLE.fullmatch(code):
@@ -158,7 +158,7 @@ class _NumpyType(StatefulStandIn):
 
 
 class _NumpyArray(StatefulStandIn):
-    """Stands for a `numpy.ndarray` until its state arrives: an array of numbers, or a list of objects."""
+    """Replaces a `numpy.ndarray` until its state arrives: an array of numbers, or a list of objects."""
 
     def __init__(self, as_bytes: Callable[[Any], bytes]) -> None:
         self._as_bytes = as_bytes
