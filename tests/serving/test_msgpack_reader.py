@@ -104,3 +104,19 @@ def test_a_large_message_of_small_values_is_refused_at_once() -> None:
         with pytest.raises(MessageError):
             read_msgpack(data, ServerLimits())
     assert time.process_time() - begin < 1
+
+
+def test_keys_are_binary_only_where_a_protocol_has_such() -> None:
+    """openpi's and msgpack_numpy's arrays have binary keys. `b"data"` beside `"data"` would be one key twice."""
+    message = msgpack.packb({"a": {b"__ndarray__": True, b"data": b"\x01"}})
+    with pytest.raises(MessageError, match="'a' has the key b'__ndarray__' of type binary; keys are text"):
+        read_msgpack(message, LIMITS)
+    assert plain(read_msgpack(message, LIMITS, binary_keys=True)) == {"a": {"__ndarray__": True, "data": b"\x01"}}
+    for keys, fault in (
+        ({b"\xff": 1}, "'a key' is no UTF-8 text"),
+        ({b"x" * 51: 1}, "'a key' is a text of 51 bytes; at most 50"),
+        ({b"data": 1, "data": 2}, "has the key 'data' twice"),
+        ({1: 2}, "has the key 1 of type int; keys are text"),
+    ):
+        with pytest.raises(MessageError, match=fault):
+            read_msgpack(msgpack.packb(keys), LIMITS, binary_keys=True)

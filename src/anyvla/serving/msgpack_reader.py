@@ -1,8 +1,8 @@
 """Read untrusted msgpack: every length is checked before anything is allocated, and errors name the key.
 
 `msgpack.unpackb` bounds each map and list but not how many there are: 32 MiB of empty lists become 2 GiB of objects
-while nothing else runs. This reader counts them. It accepts the types that policy clients send (text keys, no extension
-types), and returns binary data as views of the message.
+while nothing else runs. This reader counts them. It accepts the types that policy clients send (keys in text or, for
+some protocols, in binary; no extension types), and returns binary data as views of the message.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ class MessageError(ValueError):
     """A message that is not msgpack, or exceeds the limits."""
 
 
-def read_msgpack(data: bytes, limits: ServerLimits) -> Any:
-    """Return the one value of a message. Raises a MessageError that names the key."""
-    reader = _Reader(data, limits)
+def read_msgpack(data: bytes, limits: ServerLimits, binary_keys: bool = False) -> Any:
+    """Return the one value of a message. Raises a MessageError that names the key.
+
+    With `binary_keys`, a key may be binary, as `b"__ndarray__"` of openpi's and msgpack_numpy's arrays; it is returned
+    as text, so that `"data"` and `b"data"` are the same key.
+    """
+    reader = _Reader(data, limits, binary_keys)
     value = reader.value([])
     if reader.position != len(data):
         raise MessageError(f"{len(data) - reader.position} bytes follow the end of the message")
@@ -43,8 +47,8 @@ def read_msgpack(data: bytes, limits: ServerLimits) -> Any:
 
 
 class _Reader:
-    def __init__(self, data: bytes, limits: ServerLimits) -> None:
-        self._data, self._limits = memoryview(data), limits
+    def __init__(self, data: bytes, limits: ServerLimits, binary_keys: bool) -> None:
+        self._data, self._limits, self._binary_keys = memoryview(data), limits, binary_keys
         self.position, self._items = 0, 0
 
     def value(self, path: list[str]) -> Any:
@@ -85,6 +89,9 @@ class _Reader:
         found: dict[str, Any] = {}
         for _ in range(size):
             key = self.value([*path, "a key"])
+            if self._binary_keys and isinstance(key, memoryview):
+                self.position -= len(key)
+                key = self._text(len(key), [*path, "a key"])
             if not isinstance(key, str):
                 raise MessageError(f"{_at(path)} has the key {quote(key)} of type {_kind(key)}; keys are text")
             if key in found:
