@@ -25,8 +25,9 @@ from anyvla.policy import VLA
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.listening import bind
 from anyvla.serving.mapping import ClientMapping, Translator
-from anyvla.serving.service import Service
-from anyvla.serving.vlaeval import VlaEvalProtocol
+from anyvla.serving.policy_service import PolicyService
+from anyvla.serving.protocols.base import WebsocketProtocol
+from anyvla.serving.protocols.vlaeval import VlaEvalProtocol
 from anyvla.types import Observation
 from tests import small
 
@@ -38,11 +39,17 @@ class Running:
     """A server in a thread."""
 
     def __init__(
-        self, vla: VLA, limits: ServerLimits | None = None, key: str | None = None, execute: int | None = None
+        self,
+        vla: VLA,
+        limits: ServerLimits | None = None,
+        key: str | None = None,
+        execute: int | None = None,
+        protocol: type[WebsocketProtocol] = VlaEvalProtocol,
+        mapping: ClientMapping = MAPPING,
     ) -> None:
         self.limits = limits or ServerLimits()
-        self.protocol = VlaEvalProtocol(vla, Translator(MAPPING, ROBOT, self.limits), execute, self.limits)
-        self.service = Service(self.protocol.open_connection, self.limits, key)
+        self.service = PolicyService(vla, Translator(mapping, ROBOT, self.limits), execute, self.limits)
+        self.server = protocol(self.service).make_server(key)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]
         self.url = f"ws://127.0.0.1:{self.port}"
@@ -54,21 +61,21 @@ class Running:
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.unanswered = await self.service.run(self._sockets, self._listening.set)
+        self.unanswered = await self.server.run(self._sockets, self._listening.set)
 
     def stop(self) -> None:
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.service.stop)
+            self._loop.call_soon_threadsafe(self.server.stop)
 
     def close(self) -> None:
         self.stop()
         self.thread.join(30)
         assert not self.thread.is_alive()
-        self.protocol.close()
+        self.service.close()
 
     @property
     def connections(self) -> int:
-        return len(self.service._open) + len(self.service._opening)
+        return len(self.server._open) + len(self.server._opening)  # type: ignore[attr-defined]
 
     def settles(self, count: int = 0, within_s: float = 20) -> bool:
         """Return whether the number of connections falls to `count` in time."""

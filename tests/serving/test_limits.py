@@ -28,6 +28,8 @@ def test_the_defaults_are_as_documented() -> None:
         "connections": 64,
         "handshakes": 128,
         "pending_requests": 256,
+        "sessions": 256,
+        "session_seconds": 600,
         "decoders": 2,
         "drain_seconds": 20,
     }

@@ -1,4 +1,4 @@
-"""`anyvla serve RUN --protocol vla-eval`: serve a policy to existing clients."""
+"""`anyvla serve RUN --protocol NAME`: serve a policy to existing clients (`anyvla list protocols`)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from anyvla.config import ConfigError, build, override, read_options
 if TYPE_CHECKING:
     from anyvla.serving.limits import ServerLimits
     from anyvla.serving.mapping import ClientMapping
-    from anyvla.serving.service import Service
+    from anyvla.serving.transports.base import Server
 
 
 def main(argv: list[str]) -> int:
     """Reserve the port, load the policy, and serve until the process is stopped."""
     parser = KeyParser(prog="anyvla serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run folder such as outputs/quickstart, or a checkpoint folder")
-    parser.add_argument("--protocol", choices=["vla-eval"], default="vla-eval", help="default: %(default)s")
+    parser.add_argument(
+        "--protocol", default="vla-eval", help="of the clients: anyvla list protocols (default: %(default)s)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any free port")
+    parser.add_argument("--port", type=int, help="default: as the protocol's clients expect; 0: any free port")
     parser.add_argument("--api-key-file", type=Path, help="file with the key of the clients (or $ANYVLA_API_KEY)")
     parser.add_argument("--no-auth", action="store_true", help="let other machines use the server without a key")
     parser.add_argument("--mapping", type=Path, help="YAML file that maps the client's keys to cameras and proprio")
@@ -41,23 +43,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_keys("anyvla.serving.limits:ServerLimits", "limits", heading="Limits")
     options, others = parser.parse_known_args(argv)
-    try:
-        import websockets  # noqa: F401
-    except ImportError:
-        raise ImportError('a server needs websockets: pip install "anyvla[serve]"') from None
     from anyvla.checkpoint.files import checkpoint_of
     from anyvla.policy import VLA
     from anyvla.serving.access import check_exposure, read_key
     from anyvla.serving.listening import bind, check_open_files
     from anyvla.serving.mapping import Translator
-    from anyvla.serving.service import Service
-    from anyvla.serving.vlaeval import VlaEvalProtocol
+    from anyvla.serving.policy_service import PolicyService
+    from anyvla.serving.protocols.registry import find_protocol, load_protocol
     from anyvla.training.device import pick_device
 
+    protocol_name = find_protocol(options.protocol)
+    protocol_class = load_protocol(protocol_name)
     limits = _limits(options.limits, others)
     check_open_files(limits)
     key = read_key(options.api_key_file, os.environ)
-    sockets = bind(options.host, options.port)
+    sockets = bind(options.host, protocol_class.port if options.port is None else options.port)
     check_exposure([s.getsockname()[0] for s in sockets], key, options.no_auth)
     vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
     vla.implausible = options.implausible or vla.implausible
@@ -68,34 +68,34 @@ def main(argv: list[str]) -> int:
     if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
         raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
     translator = Translator(_mapping(options.mapping, name), robots[name], limits)
-    protocol = VlaEvalProtocol(vla, translator, options.execute, limits)
-    service = Service(protocol.open_connection, limits, key)
+    service = PolicyService(vla, translator, options.execute, limits)
+    server = protocol_class(service).make_server(key)
     host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"ws://{host}:{sockets[0].getsockname()[1]}"
-    unanswered = asyncio.run(_serve(service, sockets, options.host, f"{options.protocol}: {name} at {address}"))
+    address = f"{protocol_class.scheme}://{host}:{sockets[0].getsockname()[1]}"
+    unanswered = asyncio.run(_serve(server, sockets, options.host, f"{protocol_name}: {name} at {address}"))
     if unanswered:
         console.print(f"stopped; {unanswered} requests were not answered within {limits.drain_seconds:g} s")
-    if not protocol.close(0.1 if unanswered else 1.0):
+    if not service.close(0.1 if unanswered else 1.0):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # the policy is still computing, and its thread cannot be interrupted
     return 0
 
 
-async def _serve(service: Service, sockets: Sequence[socket.socket], host: str, title: str) -> int:
+async def _serve(server: Server, sockets: Sequence[socket.socket], host: str, title: str) -> int:
     """Serve until SIGINT or SIGTERM. Return the number of requests that were not answered."""
     from anyvla.serving.listening import explain_bind_error
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C raises KeyboardInterrupt
-            loop.add_signal_handler(number, service.stop)
+            loop.add_signal_handler(number, server.stop)
 
     def ready() -> None:
         console.print(f"{title}, Ctrl-C to stop", soft_wrap=True)
 
     try:
-        return await service.run(sockets, ready)
+        return await server.run(sockets, ready)
     except OSError as error:
         raise explain_bind_error(error, host, sockets[0].getsockname()[1]) from None
 

@@ -45,5 +45,7 @@ class ServerLimits:
     connections: Count = 64  # open at once; more are answered with HTTP 503
     handshakes: Count = 128  # not open yet; the oldest makes room for a new one
     pending_requests: Count = 256  # that wait for the policy; more are answered with an error
+    sessions: Count = 256  # that clients name; a connection has its own, which does not count
+    session_seconds: Seconds = 600  # without a request, then a named session is forgotten
     decoders: Count = 2  # threads that read messages and decode images
     drain_seconds: Seconds = 20  # for requests in progress to be answered when the server is stopped

@@ -14,7 +14,7 @@ from rich.table import Table
 from anyvla.cli.console import Console
 from anyvla.registry import REGISTRIES
 
-OWN_MODULE = ("backbones", "benchmarks", "combinations")  # `anyvla.cli.list.<kind>` prints these
+OWN_MODULE = ("backbones", "benchmarks", "combinations", "protocols")  # `anyvla.cli.list.<kind>` prints these
 PARTS = ("histories", "fusers", "decoders", "representations", "formats")
 KINDS = (*OWN_MODULE, *PARTS, "recipes")
 RENAMED = {

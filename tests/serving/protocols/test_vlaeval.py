@@ -84,7 +84,7 @@ def test_requests_that_come_together_are_answered_together(server: Running) -> N
             socket.recv(timeout=30)
     for socket in sockets:
         socket.close()
-    assert max(server.protocol.batcher.sizes) > 1
+    assert max(server.service.batcher.sizes) > 1
 
 
 def test_the_limit_of_waiting_requests_is_used(
@@ -108,7 +108,7 @@ def test_the_limit_of_waiting_requests_is_used(
         assert begun.wait(20)
         second.send(pack("observation", payload(seen(2))))
         end = time.monotonic() + 20
-        while not server.protocol.batcher._waiting and time.monotonic() < end:
+        while not server.service.batcher._waiting and time.monotonic() < end:
             time.sleep(0.01)
         assert "the server is busy: 1 requests wait" in error(third, "observation", payload(seen(3)))
         release.set()

@@ -1,7 +1,4 @@
-"""Accept, limit and close the connections of a policy server.
-
-The protocol is separate: an `Answer` function handles the messages of one connection. `GET /health` needs none.
-"""
+"""Accept, limit and close websocket connections. `GET /health` needs no websocket and no key."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ import functools
 import http
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from websockets.asyncio.server import Server, serve
@@ -20,22 +18,26 @@ from websockets.frames import CloseCode
 
 from anyvla.serving.access import is_authorized
 from anyvla.serving.limits import ServerLimits
-from anyvla.serving.pacing import PacedConnection, Turns
+from anyvla.serving.transports.base import Connection, Reply
+from anyvla.serving.transports.pacing import PacedConnection, Turns
 
 log = logging.getLogger(__name__)
 _ACCEPT = 16  # new connections in one turn of the event loop; the kernel queues the others
 _STOPS = "the server stops"
 
-# Returns the answer to a message, or None if it needs none. Answers invalid input with an error instead of raising.
-Answer = Callable[[bytes | str], Awaitable[bytes | None]]
 
+class WebsocketServer:
+    """Answer websocket connections until `stop` is called."""
 
-class Service:
-    """Answer connections until `stop` is called."""
-
-    def __init__(self, open_connection: Callable[[], Answer], limits: ServerLimits, key: str | None = None) -> None:
+    def __init__(
+        self,
+        open_connection: Callable[[], Connection],
+        limits: ServerLimits,
+        key: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """`open_connection` is called for each new connection. `key` is the key of the clients, if they need one."""
-        self._open_connection, self._limits, self._key = open_connection, limits, key
+        self._open_connection, self._limits, self._key, self._tls = open_connection, limits, key, tls
         self._opening: dict[PacedConnection, bool] = {}  # in their order; whether the request has arrived
         self._open: dict[PacedConnection, bool] = {}  # whether a request is in progress
         self._stop, self._hurry = asyncio.Event(), False
@@ -64,6 +66,7 @@ class Service:
         server = await serve(
             self._connection,
             sock=bound,
+            ssl=self._tls,
             backlog=_ACCEPT,
             max_size=self._limits.message_bytes,
             max_queue=None,  # PacedConnection bounds it
@@ -137,7 +140,10 @@ class Service:
             self._note(connection, False)
 
     async def _answer_messages(self, connection: PacedConnection, gone: asyncio.Task[None]) -> None:
-        answer_to, pace = self._open_connection(), _Pace(self._limits.requests_per_second)
+        state, pace = self._open_connection(), _Pace(self._limits.requests_per_second)
+        greeting = state.greet()
+        if greeting is not None:
+            await self._send(connection, greeting)
         while not gone.done() and (connection.receiving or not self._stop.is_set()):
             try:
                 async with asyncio.timeout(self._limits.idle_seconds):
@@ -147,13 +153,16 @@ class Service:
                 return
             self._note(connection, True)
             await pace.wait()
-            answer = await _unless(gone, answer_to(data))
-            if answer is not None:
-                await self._send(connection, answer)
+            reply: Reply = await _unless(gone, state.answer(data)) or Reply()
+            if reply.data is not None:
+                await self._send(connection, reply.data)
+            if reply.close is not None:
+                await connection.close(*reply.close)
+                return
             self._note(connection, False)
         await connection.close(CloseCode.GOING_AWAY, _STOPS)
 
-    async def _send(self, connection: PacedConnection, answer: bytes) -> None:
+    async def _send(self, connection: PacedConnection, answer: bytes | str) -> None:
         try:
             async with asyncio.timeout(self._limits.message_seconds):
                 await connection.send(answer)

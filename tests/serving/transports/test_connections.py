@@ -15,8 +15,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from anyvla.policy import VLA
 from anyvla.serving.limits import ServerLimits
-from anyvla.serving.pacing import PacedConnection
-from anyvla.serving.vlaeval import Conversation
+from anyvla.serving.protocols.base import Reply
+from anyvla.serving.protocols.vlaeval import Conversation
+from anyvla.serving.transports.pacing import PacedConnection
 from tests.serving.clients import Raw, Running, answer, ask, dial, error, frame, pack, payload, seen
 
 QUICK = ServerLimits(
@@ -148,8 +149,8 @@ def test_frames_against_the_rules(raw: Raw, data: bytes) -> None:
 
 
 def test_a_client_that_takes_no_answers(quick: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def answer(self: Conversation, data: bytes) -> bytes:
-        return b"x" * 20_000_000
+    async def answer(self: Conversation, data: bytes) -> Reply:
+        return Reply(b"x" * 20_000_000)
 
     monkeypatch.setattr(Conversation, "answer", answer)
     client = Raw(quick)

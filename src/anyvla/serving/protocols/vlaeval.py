@@ -7,31 +7,23 @@ answer echoes `seq`. Images are PNG, JPEG or raw bytes, arrays have a dtype; not
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgpack
 import numpy as np
 
 from anyvla import __version__
-from anyvla.policy import VLA
-from anyvla.serving.batching import Batcher
-from anyvla.serving.episode import Episodes
 from anyvla.serving.limits import ServerLimits
-from anyvla.serving.mapping import Request, Translator
+from anyvla.serving.mapping import Request
 from anyvla.serving.msgpack_reader import MessageError, read_msgpack
 from anyvla.serving.naming import join_names, quote
-from anyvla.serving.service import Answer
-from anyvla.types import Observation
+from anyvla.serving.policy_service import PolicyService
+from anyvla.serving.protocols.base import Connection, Reply, WebsocketProtocol
 
 PROTOCOL = 1
-T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,75 +43,51 @@ class MessageFault(ValueError):
         self.seq = seq
 
 
-class VlaEvalProtocol:
-    """The state that all connections of a server share. `open_connection` begins one."""
+class VlaEvalProtocol(WebsocketProtocol):
+    """vla-eval (protocol 1): an observation at every control step, one action each."""
 
-    def __init__(
-        self, vla: VLA, translator: Translator, execute: int | None = None, limits: ServerLimits | None = None
-    ) -> None:
-        """`execute`: actions of a chunk before the next prediction; None: as trained."""
-        self.vla, self.translator, self.limits = vla, translator, limits or ServerLimits()
-        self.execute = execute or vla.config.execute
-        self.batcher = Batcher(vla, pending=self.limits.pending_requests)
-        self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
-
-    def open_connection(self) -> Answer:
-        """Return the function that answers the messages of a new connection."""
-        return Conversation(self).answer
-
-    async def off_loop(self, run: Callable[..., T], *args: Any) -> T:
-        """Run a function in a decoder's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, run, *args)
-
-    async def decode(self, request: Request) -> Observation:
-        """Return the observation of a request."""
-        return await self.off_loop(request.observation)
-
-    def close(self, wait_s: float = 5.0) -> bool:
-        """End the threads. Return False if the policy still computes after `wait_s`."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        return self.batcher.close(wait_s)
+    def open_connection(self) -> Connection:
+        return Conversation(self.service)
 
 
 class Conversation:
     """The state of one connection."""
 
-    def __init__(self, protocol: VlaEvalProtocol) -> None:
-        self._protocol = protocol
-        self._episodes = Episodes(protocol.translator, protocol.batcher, protocol.decode, protocol.execute)
+    def __init__(self, service: PolicyService) -> None:
+        self._service, self._session = service, service.open_session()
 
-    async def answer(self, data: bytes | str) -> bytes | None:
-        """Return the answer to a message, None if it needs none. Invalid input gets an error that describes it."""
+    def greet(self) -> None:
+        """Say nothing: the client begins with its hello."""
+
+    async def answer(self, data: bytes | str) -> Reply:
+        """Answer a message; some need no answer. Invalid input gets an error that describes it."""
         seq = 0
         try:
-            message, request = await self._protocol.off_loop(self._understand, data)
+            message, request = await self._service.parse(self._understand, data)
             seq = message.seq
             if request is not None:
-                return _write("action", {"actions": await self._episodes.act(request)}, seq)
+                actions = await self._session.act(request)
+                return Reply(self._service.encode(_write, "action", {"actions": actions}, seq))
             if message.kind == "hello":
-                return _write("hello", self._hello(message.payload), seq)
+                return Reply(_write("hello", self._hello(message.payload), seq))
             if message.kind == "episode_start":
-                self._episodes.start()
+                self._session.reset()
             elif message.kind == "episode_end":
-                self._episodes.end()
+                self._session.end()
             else:
                 raise ValueError(f"there is no message of type {quote(message.kind)}")
-        except MessageFault as error:
-            return _write("error", {"error": str(error)}, error.seq)
-        except ValueError as error:
-            return _write("error", {"error": str(error)}, seq)
         except Exception as error:
-            log.exception("a request failed")
-            return _write("error", {"error": f"the policy failed ({type(error).__name__}); see the server's log"}, seq)
-        return None
+            text = self._service.explain(error)
+            return Reply(_write("error", {"error": text}, error.seq if isinstance(error, MessageFault) else seq), text)
+        return Reply()
 
     def _understand(self, data: bytes | str) -> tuple[Message, Request | None]:
         """Return a message and, for an observation, the checked request. Raises MessageFault."""
-        message = read_message(data, self._protocol.limits)
+        message = read_message(data, self._service.limits)
         if message.kind != "observation":
             return message, None
         try:
-            return message, self._protocol.translator.request(message.payload)
+            return message, self._service.translator.request(message.payload)
         except ValueError as error:
             raise MessageFault(str(error), message.seq) from None
 
@@ -127,15 +95,15 @@ class Conversation:
         theirs = payload.get("protocol_version")
         if theirs != PROTOCOL:
             raise ValueError(f"the client speaks protocol {quote(theirs)}, this server {PROTOCOL}")
-        robot = self._protocol.translator.robot
+        facts = self._service.describe()
         return {
             "harness_version": f"anyvla {__version__}",
             "protocol_version": PROTOCOL,
-            "model_server": f"anyvla/{robot.name}",
+            "model_server": f"anyvla/{facts['robot']}",
             "capabilities": {
-                "chunk": self._protocol.vla.config.chunk,
-                "execute": self._protocol.execute,
-                "cameras": list(robot.cameras),
+                "chunk": facts["chunk"],
+                "execute": facts["execute"],
+                "cameras": list(facts["cameras"]),
             },
         }
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from anyvla.serving.service import _Pace
+from anyvla.serving.transports.websocket import _Pace
 
 
 def test_requests_pass_at_their_pace_and_a_second_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,92 @@
+"""Everything that protocols share: one policy, its sessions, its batches and the threads that decode."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from anyvla.policy import VLA
+from anyvla.robot.embodiment import Embodiment
+from anyvla.serving.batching import Batcher
+from anyvla.serving.limits import ServerLimits
+from anyvla.serving.mapping import Request, Translator
+from anyvla.serving.metrics import Metrics
+from anyvla.serving.served_session import ServedSession
+from anyvla.serving.sessions import SessionStore
+from anyvla.types import Observation
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class PolicyService:
+    """One policy for all clients of a server. It knows no wire format. Use within one event loop."""
+
+    def __init__(
+        self, vla: VLA, translator: Translator, execute: int | None = None, limits: ServerLimits | None = None
+    ) -> None:
+        """`execute`: actions of a chunk before the next prediction; None: as trained."""
+        self.vla, self.translator, self.limits = vla, translator, limits or ServerLimits()
+        self.robot: Embodiment = translator.robot
+        self.execute = execute or vla.config.execute
+        self.metrics = Metrics()
+        self.batcher = Batcher(vla, pending=self.limits.pending_requests)
+        self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
+        self._named = SessionStore(self.open_session, self.limits.sessions, self.limits.session_seconds)
+
+    def open_session(self) -> ServedSession:
+        """Return a new session, for a connection."""
+        return ServedSession(self.translator, self.batcher, self._decode, self.execute)
+
+    def find_session(self, name: str) -> ServedSession:
+        """Return the session that a client names, a new one at the first use. Find it anew for each request.
+
+        Raises ValueError for an unsuitable name, and if there are too many sessions.
+        """
+        return self._named.find(name)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the facts that hello messages and metadata consist of: names, numbers and lists, as for JSON."""
+        size = self.vla.config.view.size
+        return {
+            "robot": self.robot.name,
+            "control_hz": self.robot.control_hz,
+            "cameras": {camera: None if size is None else list(size) for camera in self.robot.cameras},
+            "proprio": {group.name: group.size for group in self.robot.proprio.groups},
+            "action": {group.name: group.size for group in self.robot.action.groups},
+            "chunk": self.vla.config.chunk,
+            "execute": self.execute,
+        }
+
+    async def off_loop(self, run: Callable[..., T], *args: Any) -> T:
+        """Run a function in a decoder's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, run, *args)
+
+    async def parse(self, read: Callable[..., T], *args: Any) -> T:
+        """Read a message with `read(*args)` in a decoder's thread."""
+        with self.metrics.stage("parse"):
+            return await self.off_loop(read, *args)
+
+    def encode(self, write: Callable[..., T], *args: Any) -> T:
+        """Write an answer with `write(*args)`."""
+        with self.metrics.stage("encode"):
+            return write(*args)
+
+    def explain(self, error: Exception) -> str:
+        """Return the text of an error for a client. An unexpected one is logged, and the client only gets its type."""
+        if isinstance(error, ValueError):
+            return str(error)
+        log.error("a request failed", exc_info=error)
+        return f"the policy failed ({type(error).__name__}); see the server's log"
+
+    def close(self, wait_s: float = 5.0) -> bool:
+        """End the threads. Return False if the policy still computes after `wait_s`."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        return self.batcher.close(wait_s)
+
+    async def _decode(self, request: Request) -> Observation:
+        with self.metrics.stage("decode"):
+            return await self.off_loop(request.observation)
