@@ -1,4 +1,5 @@
 """The checks of observations: images and proprio must have the right form, be finite, and be like the training data.
+The same holds for actions that a caller has committed to.
 
 Each fault is a ValueError that names the observation, the robot, the group, the dim and the value.
 """
@@ -6,13 +7,12 @@ Each fault is a ValueError that names the observation, the robot, the group, the
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
-from anyvla.robot.normalize import Statistics
 from anyvla.robot.shared_layout import Robot, SharedLayout
 from anyvla.robot.space import ActionSpace
 from anyvla.robot.views import ViewConfig, camera_views
@@ -28,19 +28,51 @@ _OF_GROUP = 0.3  # fraction of the largest scale of a group that each of its dim
 _AND_MORE = 3  # dims that a message names
 
 
-class ProprioChecker:
-    """Checks the proprio vectors of one robot.
+class VectorChecker:
+    """Checks the vectors of one robot: its proprio or its actions.
 
     A value is implausible if it is more than `FAR` scales outside of the recorded and declared range. The scale of a
     dim is the largest of its range, its largest magnitude, and `_OF_GROUP` of the same of its group. So noise on a dim
     that is constant in the data passes, and degrees for radians, millimeters for meters or 0..255 for a gripper do not.
     """
 
+    what = "vector"
+
+    def __init__(self, robot: str, space: ActionSpace, recorded: Mapping[str, Sequence[float]]) -> None:
+        """`recorded`: statistics of the training data."""
+        self.robot, self.space = robot, space
+        self.low, self.high = _find_ranges(space, recorded)
+        self._margin = FAR * _compute_scales(space, self.low, self.high)
+
+    def find_implausible(self, vector: Float32[np.ndarray, "... P"]) -> Bool[np.ndarray, "... P"]:
+        """Return which dims are far outside of the training data."""
+        x = vector.astype(np.float64)
+        return (x < self.low - self._margin) | (x > self.high + self._margin)
+
+    def describe(self, vector: Float32[np.ndarray, "P"], dims: Bool[np.ndarray, "P"]) -> str:
+        """Return the sentence about these implausible dims."""
+        return (
+            f"{self.what} of robot {self.robot!r} is far outside of the training data: "
+            f"{self._name_dims(vector, dims)}. "
+            "Are its units the same (radians or degrees, meters or millimeters, the range of the gripper)?"
+        )
+
+    def _name_dims(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:
+        found = []
+        for at in np.flatnonzero(dims).tolist():
+            known = f" (recorded {self.low[at]:.4g} to {self.high[at]:.4g})" if np.isfinite(self.low[at]) else ""
+            found.append(f"{self.space.locate(at)} is {vector[at]:.6g}{known}")
+        more = f", and {len(found) - _AND_MORE} more dims" if len(found) > _AND_MORE else ""
+        return ", ".join(found[:_AND_MORE]) + more
+
+
+class ProprioChecker(VectorChecker):
+    """Checks the proprio vectors of one robot."""
+
+    what = "proprio"
+
     def __init__(self, robot: Robot) -> None:
-        self.robot = robot.embodiment.name
-        self.space = robot.embodiment.proprio
-        self.low, self.high = _find_ranges(self.space, robot.statistics)
-        self._margin = FAR * _compute_scales(self.space, self.low, self.high)
+        super().__init__(robot.embodiment.name, robot.embodiment.proprio, robot.statistics.proprio)
 
     def read(self, given: Any, row: int) -> Float32[np.ndarray, "P"]:
         """Return the vector as float32. Raises ValueError for a wrong type, a wrong size and numbers not finite."""
@@ -60,25 +92,37 @@ class ProprioChecker:
             raise ValueError(f"{where}: proprio of robot {self.robot!r} is not finite: {self._name_dims(given, wrong)}")
         return vector
 
-    def find_implausible(self, vector: Float32[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
-        """Return which dims are far outside of the training data."""
-        x = vector.astype(np.float64)
-        return (x < self.low - self._margin) | (x > self.high + self._margin)
 
-    def describe(self, vector: Float32[np.ndarray, "P"], dims: Bool[np.ndarray, "P"]) -> str:
-        """Return the sentence about these implausible dims."""
-        return (
-            f"proprio of robot {self.robot!r} is far outside of the training data: {self._name_dims(vector, dims)}. "
-            "Are its units the same (radians or degrees, meters or millimeters, the range of the gripper)?"
-        )
+class ActionChecker(VectorChecker):
+    """Checks the actions that one robot has committed to."""
 
-    def _name_dims(self, vector: np.ndarray, dims: Bool[np.ndarray, "P"]) -> str:
-        found = []
-        for at in np.flatnonzero(dims).tolist():
-            known = f" (recorded {self.low[at]:.4g} to {self.high[at]:.4g})" if np.isfinite(self.low[at]) else ""
-            found.append(f"{self.space.locate(at)} is {vector[at]:.6g}{known}")
-        more = f", and {len(found) - _AND_MORE} more dims" if len(found) > _AND_MORE else ""
-        return ", ".join(found[:_AND_MORE]) + more
+    what = "a committed action"
+
+    def __init__(self, robot: Robot) -> None:
+        super().__init__(robot.embodiment.name, robot.embodiment.action, robot.statistics.action)
+
+    def read(self, given: Any, row: int, chunk: int) -> Float32[np.ndarray, "K A"]:
+        """Return the actions as float32. Raises ValueError for a wrong form, and numbers not finite or implausible."""
+        where = f"observation {row}: the committed actions"
+        if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
+            got = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+            raise ValueError(f"{where} must be an array of float32, got {got}")
+        if given.ndim != 2 or given.shape[1] != self.space.size or len(given) > chunk:
+            groups = ", ".join(f"{g.name} {g.size}" for g in self.space.groups)
+            raise ValueError(
+                f"{where} have the shape {given.shape}; (K, {self.space.size}) is needed, with at most the {chunk} "
+                f"actions of a chunk, each of {groups}"
+            )
+        with np.errstate(over="ignore"):
+            actions = given.astype(np.float32)
+        for action in actions:
+            wrong = ~np.isfinite(action)
+            if wrong.any():
+                raise ValueError(f"{where} of robot {self.robot!r} are not finite: {self._name_dims(action, wrong)}")
+            far = self.find_implausible(action)
+            if far.any():
+                raise ValueError(f"observation {row}: {self.describe(action, far)}")
+        return actions
 
 
 class Observer:
@@ -86,6 +130,7 @@ class Observer:
 
     def __init__(self, robots: Sequence[Robot], layout: SharedLayout, view: ViewConfig) -> None:
         self.robots = [ProprioChecker(robot) for robot in robots]
+        self._actions = [ActionChecker(robot) for robot in robots]
         self._embodiments = [robot.embodiment for robot in robots]
         self._indices = [layout.robots[robot.embodiment.name] for robot in robots]
         self._whole, self._view = layout.embodiment, view
@@ -96,6 +141,22 @@ class Observer:
         for row, (observation, robot) in enumerate(zip(observations, robots, strict=True)):
             proprio[row, self._indices[robot].proprio] = self.robots[robot].read(observation.proprio, row)
         return proprio
+
+    def read_committed(
+        self, committed: Sequence[Any], robots: Sequence[int], chunk: int
+    ) -> tuple[Float32[np.ndarray, "B N A"], Bool[np.ndarray, "B N"]]:
+        """Return the actions that rows have committed to, and which of a chunk's these are. None: a row has none.
+
+        Raises ValueError, see `ActionChecker.read`.
+        """
+        actions = np.zeros((len(robots), chunk, self._whole.action.size), np.float32)
+        mask = np.zeros((len(robots), chunk), bool)
+        for row, (given, robot) in enumerate(zip(committed, robots, strict=True)):
+            if given is not None:
+                own = self._actions[robot].read(given, row, chunk)
+                actions[row, : len(own), self._indices[robot].action] = own.T  # (Ar, K): an index moves its axis first
+                mask[row, : len(own)] = True
+        return actions, mask
 
     def check_plausible(
         self, observations: Sequence[Observation], sessions: Sequence[Session], setting: Implausible
@@ -135,13 +196,13 @@ class Observer:
 
 
 def _find_ranges(
-    space: ActionSpace, statistics: Statistics
+    space: ActionSpace, recorded: Mapping[str, Sequence[float]]
 ) -> tuple[Float64[np.ndarray, "P"], Float64[np.ndarray, "P"]]:
     """Return the range of each dim, recorded or declared; infinite where nothing is known."""
     low, high = np.full(space.size, np.inf), np.full(space.size, -np.inf)
     for below, above in (("min", "max"), ("q01", "q99")):
-        low = np.minimum(low, np.asarray(statistics.proprio.get(below, low), np.float64))
-        high = np.maximum(high, np.asarray(statistics.proprio.get(above, high), np.float64))
+        low = np.minimum(low, np.asarray(recorded.get(below, low), np.float64))
+        high = np.maximum(high, np.asarray(recorded.get(above, high), np.float64))
     for group, place in zip(space.groups, space.slices().values(), strict=True):
         if group.low is not None and group.high is not None:
             low[place], high[place] = np.minimum(low[place], group.low), np.maximum(high[place], group.high)

@@ -10,11 +10,13 @@ import json
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from anyvla.checkpoint.allocation import AllocationLimit
@@ -30,7 +32,7 @@ from anyvla.checkpoint.files import (
 )
 from anyvla.combinations import check_capabilities
 from anyvla.config import ConfigError, build, to_dict
-from anyvla.decoders.base import DecoderInput, DecoderSpec, Loss
+from anyvla.decoders.base import Committed, DecoderInput, DecoderSpec, Loss
 from anyvla.files import documents, weights
 from anyvla.histories.base import History, StepInputs, WindowReadouts
 from anyvla.migrations import RECIPE
@@ -191,12 +193,21 @@ class VLA(nn.Module):
         return Session(weakref.ref(self), instruction, robot, generator, history, memory, past)
 
     @torch.inference_mode()
-    def act(self, observations: Sequence[Observation], sessions: Sequence[Session]) -> list[Chunk]:
+    def act(
+        self,
+        observations: Sequence[Observation],
+        sessions: Sequence[Session],
+        committed: Sequence[Float32[np.ndarray, "K A"] | None] | None = None,
+    ) -> list[Chunk]:
         """Return the next chunk of each session, in robot units, for the current observation of each robot.
 
+        `committed`: for each session, actions that its robot executes while the chunk is predicted, in robot units, or
+        None. The chunk begins with them; the rest follows from them if `decoder.continues`.
+
         Call it once every `config.execute` actions, as in training. Raises ValueError for an observation that does not
-        fit the embodiment or is implausible (`VLAConfig.implausible`) and for a session given twice or of another
-        policy, ChunkError for a chunk that is not finite. If it raises, the sessions are unchanged.
+        fit the embodiment or is implausible (`VLAConfig.implausible`), for such committed actions and for a session
+        given twice or of another policy, ChunkError for a chunk that is not finite. If it raises, the sessions are
+        unchanged.
         """
         check_call(observations, sessions, self)
         given, sessions = sessions, copy_sessions(sessions, self.history)
@@ -206,9 +217,15 @@ class VLA(nn.Module):
         vectors = torch.from_numpy(self._observer.read_proprio(observations, chosen)).to(self.device)
         if self.config.proprio != "none":
             self._observer.check_plausible(observations, sessions, self.implausible)
+        begin = self._read_committed(committed, chosen)
         read = self._read_step(images, vectors, sessions)
-        chunks = self._sample(read, sessions)
-        actions = self.action_normalizer.denormalize(chunks, robots)
+        if begin is None:
+            chunks = self._sample(read, sessions)
+            actions = self.action_normalizer.denormalize(chunks, robots)
+        else:
+            known = replace(begin, actions=self.action_normalizer.normalize(begin.actions, robots))
+            chunks = self._sample(read, sessions, known)
+            actions = begin.replace(self.action_normalizer.denormalize(chunks, robots))
         # Clipping hides an infinite chunk, and choosing tokens hides a context that is not finite.
         finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (read.context, chunks, actions)]).all(0)
         if not finite.all():
@@ -220,6 +237,15 @@ class VLA(nn.Module):
             session.take(changed)
         names, rows = self.layout.names, actions.cpu().numpy()
         return [Chunk(a[:, self.layout.robots[names[i]].action]) for a, i in zip(rows, chosen, strict=True)]
+
+    def _read_committed(self, committed: Sequence[Any] | None, robots: Sequence[int]) -> Committed | None:
+        """Return the committed actions in robot units, None if no session has any."""
+        if committed is None or all(of is None for of in committed):
+            return None
+        if len(committed) != len(robots):
+            raise ValueError(f"committed actions, or None, for each session: got {len(committed)} and {len(robots)}")
+        actions, mask = self._observer.read_committed(committed, robots, self.config.chunk)
+        return Committed(torch.from_numpy(actions).to(self.device), torch.from_numpy(mask).to(self.device))
 
     @torch.no_grad()  # not inference_mode: what the modules keep of a prediction may be used in training
     def predict(self, batch: Batch, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "B N A"]:
@@ -265,9 +291,12 @@ class VLA(nn.Module):
         newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
         return DecoderInput(newest, reading.continuation, self._learned_dims(robots))
 
-    def _sample(self, read: DecoderInput, sessions: Sequence[Session]) -> Float[Tensor, "B N A"]:
+    def _sample(
+        self, read: DecoderInput, sessions: Sequence[Session], committed: Committed | None = None
+    ) -> Float[Tensor, "B N A"]:
         """Return the normalized chunks of sessions, which their next steps see if the history does that."""
-        chunks = self.decoder.sample(read, [s.generator for s in sessions])
+        begin = () if committed is None else (committed,)  # decoders that know none work without
+        chunks = self.decoder.sample(read, [s.generator for s in sessions], *begin)
         if self.history.sees_past and (past := self.decoder.embed_chunks(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
                 session.past = own

@@ -77,12 +77,26 @@ class DecoderInput:
         return chunks * self.learned_dims.repeat(len(chunks) // len(self.learned_dims), 1)[:, None]
 
 
+@dataclass(frozen=True)
+class Committed:
+    """The first actions of chunks, which are decided already: the robot executes them while the chunk is sampled."""
+
+    actions: Chunks  # normalized, 0 in dims that are not learned; what the mask hides is not read
+    mask: Bool[Tensor, "M N"]  # True for the first actions of each chunk, as many as it has
+
+    def replace(self, chunks: Chunks, actions: Chunks | None = None) -> Chunks:
+        """Return chunks that begin with the committed actions, or with these `actions` in their places."""
+        return torch.where(self.mask[..., None], self.actions if actions is None else actions, chunks)
+
+
 class Decoder(nn.Module, ABC):
     """Turns the context of a step into a chunk. Made by `Class(config, spec)`."""
 
     Config: ClassVar[type]
     reads: ClassVar[frozenset[RepresentationKind]] = frozenset({"continuous"})  # representations it works with
     needs: ClassVar[frozenset[Capability]] = frozenset()  # of the backbone
+    # Whether the rest of a chunk depends on its committed actions. False: these only replace the first ones.
+    continues: ClassVar[bool] = False
     suffix_length: int = 0  # positions that it reads in the backbone after a step, to sample a chunk
 
     @classmethod
@@ -100,8 +114,13 @@ class Decoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
-        """Return a normalized chunk for each step.
+    def sample(
+        self,
+        inputs: DecoderInput,
+        generators: Sequence[torch.Generator] | None = None,
+        committed: Committed | None = None,
+    ) -> Chunks:
+        """Return a normalized chunk for each step, which begins with its committed actions if there are any.
 
         `generators`: one for each step, on the CPU, so that a step's noise depends neither on its batch nor on the
         device. None: PyTorch's own.

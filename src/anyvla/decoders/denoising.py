@@ -26,7 +26,13 @@ class DenoisingDecoder(Decoder):
 
     `config.samples`: noises and times at which each step is trained in one run of the backbone. With one, the
     gradient is mostly noise.
+
+    Committed actions are inpainted (RePaint, arXiv 2201.09865; for chunks, Diffuser, arXiv 2205.09991): at each step
+    of the sampler, the network sees them with the noise of that step in place of its own, as it did in training, and
+    the other actions are denoised to follow them. Real-time chunking (RTC, arXiv 2506.07339) adds guidance to this.
     """
+
+    continues = True
 
     def __init__(self, config: Any, spec: DecoderSpec) -> None:
         super().__init__()

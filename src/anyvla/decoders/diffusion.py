@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anyvla.axes import Axis, Meaning
 from anyvla.config import STRICT
-from anyvla.decoders.base import Chunks, DecoderInput, DecoderSpec, sample_noise
+from anyvla.decoders.base import Chunks, Committed, DecoderInput, DecoderSpec, sample_noise
 from anyvla.decoders.denoiser import Denoiser, DenoiserConfig
 from anyvla.decoders.denoising import DenoisingDecoder, SampledChunks, Times
 from anyvla.limits import CALLS, STEPS
@@ -71,17 +71,25 @@ class DiffusionDecoder(DenoisingDecoder):
         condition = self.network.condition(inputs.context).repeat(len(time) // len(inputs.context), 1)
         return self.network(noisy, self._as_time(time), condition)
 
-    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
+    def sample(
+        self,
+        inputs: DecoderInput,
+        generators: Sequence[torch.Generator] | None = None,
+        committed: Committed | None = None,
+    ) -> Chunks:
         """Denoise from pure noise; each step's predicted chunk is clipped to [-1, 1]."""
         sampler = _make_scheduler(self.config.sampler, self.config)  # for this call alone: it counts its steps
         sampler.set_timesteps(self.config.steps)
         condition = self.network.condition(inputs.context)
-        x = inputs.zero_unlearned(sample_noise(self.shape, generators, inputs.context))
+        x = noise = inputs.zero_unlearned(sample_noise(self.shape, generators, inputs.context))
         for level in sampler.timesteps.tolist():
-            time = self._as_time(x.new_full((len(x),), level))
-            predicted = inputs.zero_unlearned(self.network(x, time, condition))
+            levels = x.new_full((len(x),), level)
+            if committed is not None:
+                noisy = self.noise_scheduler.add_noise(committed.actions, noise, levels.long())
+                x = committed.replace(x, noisy)
+            predicted = inputs.zero_unlearned(self.network(x, self._as_time(levels), condition))
             x = sampler.step(predicted, level, x, return_dict=False)[0]
-        return x
+        return x if committed is None else committed.replace(x)
 
     def _as_time(self, level: Tensor) -> Float[Tensor, "M"]:
         return (level + 1) / self.config.train_steps

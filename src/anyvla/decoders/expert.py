@@ -29,7 +29,16 @@ from anyvla.axes import ACTION, BACKBONE_LAYER, Axis, Meaning, axis
 from anyvla.backbones.base import Capability
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import ActionMask, Chunks, DecoderInput, DecoderSpec, Loss, RepresentationKind, sample_noise
+from anyvla.decoders.base import (
+    ActionMask,
+    Chunks,
+    Committed,
+    DecoderInput,
+    DecoderSpec,
+    Loss,
+    RepresentationKind,
+    sample_noise,
+)
 from anyvla.decoders.denoiser import encode_time
 from anyvla.decoders.denoising import DenoisingDecoder, SampledChunks, Times
 from anyvla.decoders.expert_layers import (
@@ -120,14 +129,23 @@ class ExpertDecoder(DenoisingDecoder):
     def predict(self, inputs: DecoderInput, noisy: SampledChunks, time: Times) -> SampledChunks:
         return self.velocity(self.make_prefix(inputs, len(time) // len(inputs.context)), noisy, time)
 
-    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
+    def sample(
+        self,
+        inputs: DecoderInput,
+        generators: Sequence[torch.Generator] | None = None,
+        committed: Committed | None = None,
+    ) -> Chunks:
         """Integrate from noise; nothing is clipped."""
-        return self.flow(self.prefill(inputs), sample_noise(self.shape, generators, inputs.context))
+        return self.flow(self.prefill(inputs), sample_noise(self.shape, generators, inputs.context), committed)
 
-    def flow(self, prefix: Prefix, noise: Chunks) -> Chunks:
+    def flow(self, prefix: Prefix, noise: Chunks, committed: Committed | None = None) -> Chunks:
         """Integrate from noise to actions without synchronizing with the device, so that it fits a CUDA graph."""
         noise = prefix.zero_unlearned(noise)
-        return integrate(lambda x, t: self.velocity(prefix, x, t), noise, self.config.steps, self.config.method)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return self.velocity(prefix, x, t)
+
+        return integrate(velocity, noise, self.config.steps, self.config.method, committed)
 
     def velocity(self, prefix: Prefix, noisy: SampledChunks, time: Times) -> SampledChunks:
         """Return one prediction, float32."""

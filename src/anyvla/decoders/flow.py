@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyvla.axes import Axis, Meaning
 from anyvla.config import STRICT
-from anyvla.decoders.base import Chunks, DecoderInput, DecoderSpec, sample_noise
+from anyvla.decoders.base import Chunks, Committed, DecoderInput, DecoderSpec, sample_noise
 from anyvla.decoders.denoiser import Denoiser, DenoiserConfig
 from anyvla.decoders.denoising import DenoisingDecoder, SampledChunks, Times
 from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate
@@ -42,7 +42,12 @@ class FlowDecoder(DenoisingDecoder):
         condition = self.network.condition(inputs.context).repeat(len(time) // len(inputs.context), 1)
         return self.network(noisy, time, condition)
 
-    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
+    def sample(
+        self,
+        inputs: DecoderInput,
+        generators: Sequence[torch.Generator] | None = None,
+        committed: Committed | None = None,
+    ) -> Chunks:
         """Integrate from noise; nothing is clipped."""
         condition = self.network.condition(inputs.context)
         noise = inputs.zero_unlearned(sample_noise(self.shape, generators, inputs.context))
@@ -50,4 +55,4 @@ class FlowDecoder(DenoisingDecoder):
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             return inputs.zero_unlearned(self.network(x, t, condition))
 
-        return integrate(velocity, noise, self.config.steps, self.config.method)
+        return integrate(velocity, noise, self.config.steps, self.config.method, committed)

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anyvla.decoders.base import Committed
+
 TimeDistribution = Literal["beta", "uniform"]
 Integration = Literal["euler", "heun"]
 
@@ -43,20 +45,26 @@ def integrate(
     noise: Float[Tensor, "M N A"],
     steps: int,
     method: Integration = "euler",
+    committed: Committed | None = None,
 ) -> Float[Tensor, "M N A"]:
     """Follow `velocity(x, t)` from the noise at t = 1 to the actions at t = 0, in equal steps.
 
     euler: one call in each step, error O(1 / steps). heun: two calls in each step (the trapezoid rule), error
     O(1 / steps^2), but one in the last step, as in EDM (arXiv 2206.00364, algorithm 1): no velocity is learned at 0.
+    Committed actions are on their path from the noise at each call, and exact at t = 0.
     """
-    x, dt = noise.float(), -1 / steps
+    noise, dt = noise.float(), -1 / steps
+    x = noise
 
     def at(x: Tensor, step: int) -> Tensor:
-        return velocity(x, x.new_full((len(x),), 1 - step / steps)).float()
+        time = x.new_full((len(x),), 1 - step / steps)
+        if committed is not None:
+            x = committed.replace(x, interpolate(committed.actions, noise, time)[0])
+        return velocity(x, time).float()
 
     for step in range(steps):
         v = at(x, step)
         if method == "heun" and step + 1 < steps:
             v = (v + at(x + dt * v, step + 1)) / 2
         x = x + dt * v
-    return x
+    return x if committed is None else committed.replace(x)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from anyvla.axes import ACTION, CHUNK, LOGITS, Axis, Factor, Meaning, mlp_axes
 from anyvla.config import STRICT, ConfigError
-from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss
+from anyvla.decoders.base import ActionMask, Chunks, Committed, Decoder, DecoderInput, DecoderSpec, Loss
 from anyvla.limits import LAYERS, WEIGHT, WIDTH
 from anyvla.robot.space import Group
 
@@ -98,14 +98,19 @@ class RegressionDecoder(Decoder):
         losses: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
         return losses[self.config.loss](predicted, target, reduction="none")
 
-    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
+    def sample(
+        self,
+        inputs: DecoderInput,
+        generators: Sequence[torch.Generator] | None = None,
+        committed: Committed | None = None,
+    ) -> Chunks:
         """Return the predicted chunk; it has no randomness."""
         chunk = self(inputs.context).float()
         if self.config.gripper == "bce":
             for group, dims in zip(self.space.groups, self.space.slices().values(), strict=True):
                 if group.kind == "gripper":
                     chunk[..., dims] = torch.where(chunk[..., dims] > 0, 1.0, -1.0)
-        return chunk
+        return chunk if committed is None else committed.replace(chunk)
 
 
 def _mlp(features: int, widths: Sequence[int], out: int) -> nn.Sequential:

@@ -18,7 +18,17 @@ from torch.nn import functional as F
 
 from anyvla.axes import ACTION, ACTION_TOKEN, CHUNK, PLACE, Axis, Factor, axis
 from anyvla.config import ConfigError
-from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss, sample_noise, token_loss
+from anyvla.decoders.base import (
+    ActionMask,
+    Chunks,
+    Committed,
+    Decoder,
+    DecoderInput,
+    DecoderSpec,
+    Loss,
+    sample_noise,
+    token_loss,
+)
 from anyvla.representations.codec import reaches_power_of_ten
 from anyvla.types import ChunkError
 
@@ -96,7 +106,12 @@ class TokenDecoder(Decoder):
         zero = self.codec.encode(inputs.context.new_zeros(1, self.length // self.dims, self.dims))
         return zero.masked_fill(free, -1)
 
-    def sample(self, inputs: DecoderInput, generators: Sequence[torch.Generator] | None = None) -> Chunks:
+    def sample(
+        self,
+        inputs: DecoderInput,
+        generators: Sequence[torch.Generator] | None = None,
+        committed: Committed | None = None,
+    ) -> Chunks:
         """Return the written chunk, or the codec's nearest defined one. At temperature 0 it has no randomness."""
         uniforms = None
         if self.temperature:  # all at once: a generator's next number must not depend on how far another step writes
@@ -109,7 +124,7 @@ class TokenDecoder(Decoder):
                 self.invalid,
                 type(self.codec).__name__,
             )
-        return chunk
+        return chunk if committed is None else committed.replace(chunk)
 
     def choose(
         self, logits: Float[Tensor, "M l E"], uniforms: Float[Tensor, "M L"] | None, first: int
