@@ -24,6 +24,7 @@ from anyvla.config import build
 from anyvla.data.episode import Episode
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
+from anyvla.data.training import window
 from anyvla.data.training.augment import AugmentConfig, augment
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.reading import ReadingNotes
@@ -32,7 +33,7 @@ from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.data.transforms.wrapped import WrappedDataset
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
-from anyvla.robot.views import ViewConfig
+from anyvla.robot.views import ViewConfig, resize_to_view
 from anyvla.training import batches
 from anyvla.training.batches import StalledData, make_batches
 from anyvla.training.config import TrainingConfig
@@ -226,6 +227,33 @@ def test_a_thread_that_hangs_is_reported(caplog: pytest.LogCaptureFixture, monke
     with pytest.raises(ValueError, match="episode 3 is damaged"):
         next(make_batches(0, Windows("hangs"), CONFIG, ViewConfig(), 0, 0.1))  # type: ignore[arg-type]
     assert "the batch of step 1 has not come for 0.1 s" in caplog.text
+
+
+def test_the_thread_of_the_data_and_its_decoders_leave_the_cores_to_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With helpers of their own they slow down every step; see `compute_alone`."""
+    used: dict[str, int] = {}
+
+    def note(function: Any) -> Any:
+        def noted(*given: Any) -> Any:
+            used[threading.current_thread().name.partition("_")[0]] = torch.get_num_threads()
+            return function(*given)
+
+        return noted
+
+    monkeypatch.setattr(batches, "augment", note(augment))
+    monkeypatch.setattr(window, "resize_to_view", note(resize_to_view))
+    write_dataset(tmp_path / "data", embodiment(), [episode(9, seed=i) for i in range(2)])
+    windows = WindowDataset(Mixture([open_dataset(tmp_path / "data")], [1.0], [None]), WindowConfig(chunk=4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        next(make_batches(0, windows, CONFIG, ViewConfig(), 0, 60.0))
+        assert used == {"data": 1, "decode": 1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 class Hanging(Mixture):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from anyvla.data.threads import compute_alone
 from anyvla.data.training.augment import augment
 from anyvla.data.training.reading import ReadingNotes, read_notes
 from anyvla.data.training.sampler import MixtureSampler
@@ -77,7 +78,7 @@ def make_batches(
 
 
 def _by_thread(made: _Steps, steps: range, timeout_s: float) -> Generator[Batch, None, None]:
-    with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="data", initializer=compute_alone) as pool:
         try:
             for step, coming in _ahead(pool, made.make, steps, 2):
                 while not wait([coming], timeout_s).done:

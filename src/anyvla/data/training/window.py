@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
 from anyvla.data.episode import Episode, EpisodeDataset
+from anyvla.data.threads import compute_alone
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.reading import ReadingNotes
 from anyvla.data.training.sampler import WindowIndices
@@ -84,7 +85,8 @@ class WindowDataset:
         self._room = int(self.config.cache_gb * 1e9)  # bytes
         self._kept: dict[tuple[int, int], Future[Episode]] = {}  # with decoded frames
         self._passing: OrderedDict[tuple[int, int], Future[Episode]] = OrderedDict()
-        self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
+        threads = min(_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=compute_alone)
         self._lock = threading.Lock()
         self._note: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
