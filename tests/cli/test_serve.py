@@ -23,6 +23,7 @@ from anyvla.cli.main import main
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
+from anyvla.robot.space import ActionSpace
 from tests import small
 
 
@@ -49,7 +50,10 @@ def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
     [
         (["--execute", "5"], "--execute 5: the policy predicts 4 actions at once"),
         (["--robot", "smal"], "which robot? --robot one of small"),
-        (["--mapping", "MAPPING"], "the mapping names the camera 'top'; the policy has corner, wrist"),
+        (
+            ["--mapping", "MAPPING"],
+            "the mapping names the camera 'top', which the policy has not: known: corner, wrist",
+        ),
     ],
 )
 def test_bad_options(
@@ -244,9 +248,12 @@ def test_the_requested_robot_is_served_with_its_own_mapping(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    *motion, gripper = small.embodiment().action.groups
+    declared = ActionSpace(groups=(*motion, dataclasses.replace(gripper, open=-1.0)))
     robots = [
         Robot(
-            dataclasses.replace(small.embodiment(), name=name, cameras=("agentview", "eye_in_hand")), small.statistics()
+            dataclasses.replace(small.embodiment(), name=name, cameras=("agentview", "eye_in_hand"), action=declared),
+            small.statistics(),
         )
         for name in ("other", "libero_panda")
     ]

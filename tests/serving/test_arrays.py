@@ -74,6 +74,42 @@ def test_an_image_arrives_upright_in_rgb(form: str) -> None:
         assert np.abs(shown[at] - color).max() < 12
 
 
+def test_an_image_with_channels_first_arrives_upright_in_rgb() -> None:
+    """ALOHA's clients send CHW. An image that fits both orders is read as declared, or refused."""
+    first = np.ascontiguousarray(PIXELS.transpose(2, 0, 1))
+    for value in (array(first), first):
+        for layout in (None, "CHW"):
+            read = read_image(value, "top", LIMITS, layout)
+            assert (read.height, read.width) == (8, 6)
+            assert np.array_equal(read.decode(), PIXELS)
+            assert read.decode().flags["C_CONTIGUOUS"]
+    both = np.random.default_rng(1).integers(0, 255, (3, 5, 3), np.uint8)
+    assert np.array_equal(read_image(both, "top", LIMITS, "HWC").decode(), both)
+    assert np.array_equal(read_image(both, "top", LIMITS, "CHW").decode(), both.transpose(1, 2, 0))
+    with pytest.raises(ValueError, match=r"image 'top' \(3, 5, 3\) can be HWC or CHW: declare its layout"):
+        read_image(both, "top", LIMITS)
+    with pytest.raises(ValueError, match=r"uint8 \(8, 6, 3\); uint8 \(3, H, W\) is needed"):
+        read_image(PIXELS, "top", LIMITS, "CHW")
+    with pytest.raises(ValueError, match=r"uint8 \(3, 8, 6\); uint8 \(H, W, 3\) is needed"):
+        read_image(first, "top", LIMITS, "HWC")
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"),
+    [
+        (PIXELS / 255, r"is needed: its numbers are in \[0, 1\]; send \(image \* 255\).round\(\).astype\(np.uint8\)"),
+        (PIXELS.astype(np.float32), "is needed: send image.round"),
+        (PIXELS / 127.5 - 1, "is needed: send image.round"),
+        (PIXELS[None, None], r"is needed: send image\[0, 0\]"),
+        (np.zeros((8, 6, 4), np.uint8), r"without its alpha channel, image\[..., :3\]"),
+    ],
+)
+def test_the_error_of_an_array_says_how_to_send_it(value: np.ndarray, fix: str) -> None:
+    for sent in (value, array(value)):
+        with pytest.raises(ValueError, match=fix):
+            read_image(sent, "top", LIMITS)
+
+
 def test_an_image_may_have_as_many_pixels_as_its_limit() -> None:
     """The limit of other arrays, which is lower, does not apply to images."""
     for height, width in ((64, 64), (1, 4096), (4096, 1)):
@@ -192,12 +228,19 @@ def test_vectors_are_arrays_or_lists_of_numbers() -> None:
         assert read_vector(array(rows), "states", LIMITS).tolist() == [1, -2, 3, 4, 5, 100]
     assert read_vector([0.1, 1e-7, 123456.789], "states", LIMITS).tolist() == [0.1, 1e-7, 123456.789]
     assert read_vector(array(np.zeros(125)), "states", LIMITS).size == 125  # 1000 bytes
+    for value in (2.5, np.array([2.5], np.float32), {"__npgeneric__": True, "data": 2.5, "dtype": "<f8"}):
+        assert read_vector(value, "gripper", LIMITS).tolist() == [2.5]
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"x": 1.0}, "'states' is of type dict"),
+        ({"__npgeneric__": True, "data": "2"}, "'states' is of type str"),
+        (True, "'states' is of type bool"),
+        (np.array(["a"]), "'states' is of type ndarray"),
+        (np.zeros(2, np.complex64), "'states' is of type ndarray"),
+        (np.array([True]), "'states' has booleans"),
         ({}, "'states' is of type dict"),
         ("abc", "'states' is of type str"),
         (memoryview(b"abc"), "'states' is of type memoryview"),

@@ -10,7 +10,7 @@ import pytest
 from anyvla.config import ConfigError, build
 from anyvla.robot.embodiment import Embodiment
 from anyvla.serving.limits import ServerLimits
-from anyvla.serving.mapping import DEFAULTS, ClientMapping, Translator
+from anyvla.serving.mapping import ClientMapping, Translator
 
 
 def gripper(low: float, high: float, open: float | None) -> dict[str, Any]:
@@ -144,20 +144,138 @@ def test_without_a_gripper_in_the_mapping_an_action_is_sent_as_it_is() -> None:
 def test_impossible_conversions_and_infinite_actions_are_refused() -> None:
     with pytest.raises(ValueError, match="open and closed are both 1"):
         ClientMapping(gripper=(1.0, 1.0))
-    with pytest.raises(ConfigError, match="the mapping names the camera 'front'; the policy has corner, wrist, top"):
-        Translator(ClientMapping(cameras={"front": "x"}), ARM)
+    with pytest.raises(ConfigError, match="the camera 'wirst', which the policy has not: did you mean 'wrist'"):
+        Translator(ClientMapping(cameras={"wirst": "x"}), ARM)
     for lacking in (robot(POSITION, gripper(-1, 1, None)), robot(POSITION)):
-        with pytest.raises(ConfigError, match="the mapping converts a gripper"):
+        with pytest.raises(ConfigError, match=r"the mapping converts (a|the) gripper"):
             Translator(ClientMapping(gripper=(1.0, 0.0)), lacking)
     for number in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="not finite; it is not sent"):
             Translator(ClientMapping(), ARM).action(np.array([0, number, 0, 0], np.float32))
 
 
-def test_the_robot_of_libero_is_mapped_as_vla_eval_names_its_cameras() -> None:
-    """vla-eval's LIBERO benchmark sends `agentview` and, with send_wrist_image, `wrist`; and `states`."""
-    mapping = DEFAULTS["libero_panda"]
-    assert mapping == ClientMapping(
-        cameras={"agentview": "agentview", "eye_in_hand": "wrist"}, proprio="states", instruction="task_description"
+def test_several_grippers_have_the_clients_convention_each() -> None:
+    left, right = ({**gripper(0, 1, 1), "name": name} for name in ("left", "right"))
+    converted = Translator(ClientMapping(gripper=(-1.0, 1.0)), robot(left, POSITION, right)).action(
+        np.array([1, 5, 6, 7, 0.25], np.float32)
     )
-    assert mapping.gripper is None
+    assert converted.tolist() == [-1, 5, 6, 7, 0.5]
+
+
+def test_a_gripper_of_the_same_convention_keeps_its_bits() -> None:
+    action = np.array([1, 2, 3, 0.123456789], np.float32)
+    same = Translator(ClientMapping(gripper=(-1.0, 1.0)), ARM).action(action)
+    assert (same == action).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"observation/a": PICTURES["a"], "observation/wrist": PICTURES["b"], "top": PICTURES["c"]},  # openpi: flat keys
+        {"observation": {"a": PICTURES["a"], "wrist": PICTURES["b"]}, "top": PICTURES["c"]},
+        {"observation": {"a": PICTURES["a"]}, "observation/wrist": PICTURES["b"], "top": PICTURES["c"]},
+    ],
+)
+def test_a_key_is_a_path(values: dict[str, Any]) -> None:
+    """A camera without a key is looked for by its name: in the map of images, and at the top."""
+    mapping = ClientMapping(
+        cameras={"corner": "observation/a"}, images="observation", proprio="observation/state", instruction="prompt"
+    )
+    shown = observe(mapping, {**values, "observation/state": STATES, "prompt": "go"})
+    assert {camera: tuple(pixels[0, 0]) for camera, pixels in shown.images.items()} == {
+        "corner": RED,
+        "wrist": GREEN,
+        "top": BLUE,
+    }
+
+
+def test_a_missing_key_is_named_with_the_keys_that_came() -> None:
+    mapping = ClientMapping(images="observation", proprio="observation/state", instruction="prompt")
+    sent: dict[str, Any] = {
+        "observation": dict.fromkeys(ARM.cameras, PICTURES["a"]) | {"state": STATES},
+        "prompt": "go",
+        "more": [{"depth": 1}, 2],
+    }
+    got = "observation/corner, observation/wrist, observation/top, observation/state, prompt, more/0/depth, more/1"
+    paths = got.split(", ")
+    for missing in ("observation/wrist", "observation/state", "prompt"):
+        short = {**sent, "observation": {k: v for k, v in sent["observation"].items() if f"observation/{k}" != missing}}
+        if missing == "prompt":
+            del short["prompt"]
+        rest = ", ".join(path for path in paths if path != missing)
+        with pytest.raises(ValueError, match=rf"has no .*{missing.rpartition('/')[2]}'.* it has {rest}:"):
+            Translator(mapping, ARM).request(short)
+
+
+def test_a_client_that_sends_no_instruction_gets_the_default_one() -> None:
+    """openpi's ALOHA clients send none. An empty one is a fault of the client."""
+    translator = Translator(ClientMapping(default_instruction="fold the shirt"), ARM)
+    sent = {"images": dict(zip(ARM.cameras, PICTURES.values(), strict=True)), "states": STATES}
+    assert translator.request(sent).instruction == "fold the shirt"
+    assert translator.request({**sent, "task_description": "stop"}).instruction == "stop"
+    with pytest.raises(ValueError, match="has no task_description: it must say what to do, in text; got ''"):
+        translator.request({**sent, "task_description": ""})
+
+
+def test_a_policy_without_proprio_does_not_ask_for_it() -> None:
+    sent = {"images": dict(zip(ARM.cameras, PICTURES.values(), strict=True)), "task_description": "go"}
+    request = Translator(ClientMapping(), ARM, reads_proprio=False).request(sent)
+    assert request.proprio.tolist() == [0] * 5
+    with pytest.raises(ValueError, match="has no 'states'"):
+        Translator(ClientMapping(), ARM).request(sent)
+
+
+def test_actions_are_converted_to_the_clients_units_and_rotations() -> None:
+    """CALVIN's relative actions are in 0.02 m and 0.05 rad; another client adds meters and radians to the pose."""
+    position = {**POSITION, "unit": "0.02 m", "mode": "delta"}
+    turn = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "euler", "unit": "rad", "mode": "delta"}
+    units = Translator(
+        ClientMapping(action_units={"position": "cm", "rotation": "deg"}), robot(position, turn, gripper(-1, 1, 1))
+    )
+    action = np.array([1, -0.5, 0, np.pi, 0, -np.pi / 2, 0.75], np.float32)
+    assert units.action(action).tolist() == pytest.approx([2, -1, 0, 180, 0, -90, 0.75])
+    turned = Translator(ClientMapping(action_rotation="axis_angle"), robot(position, turn)).action(
+        np.array([1, 2, 3, 0, np.pi / 2, 0.0], np.float32)
+    )
+    assert turned.tolist() == pytest.approx([1, 2, 3, 0, np.pi / 2, 0], abs=1e-6)
+    both = Translator(ClientMapping(action_rotation="axis_angle"), robot(position, turn)).action(
+        np.array([0, 0, 0, np.pi / 2, np.pi / 2, 0.0], np.float32)
+    )
+    third = 2 * np.pi / 3 / np.sqrt(3)  # 120 degrees about the diagonal
+    assert both.tolist() == pytest.approx([0, 0, 0, third, third, -third], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"action_units": {"positoin": "m"}}, "the action group 'positoin', which the policy has not: did you mean"),
+        ({"action_units": {"position": "deg"}}, "action group 'position': 'm' and 'deg' are no units of the same"),
+        ({"action_units": {"gripper": "m"}}, "the unit '' is not known"),
+        ({"action_rotation": "rot6d"}, "of 3 dims to rot6d, which has 6"),
+        ({"actions": {"x": "position[0]"}}, "actions do not name each of the 7 dims once"),
+        ({"actions": {"x": "position[3]"}}, "but the group has 3 dims"),
+        ({"proprio": {"position": "a", "fingrs": "b"}}, "the proprio group 'fingrs', which the policy has not: did"),
+        ({"proprio": {"position": "a"}}, "no key for the proprio group 'fingers', which the policy reads"),
+    ],
+)  # fmt: skip
+def test_a_mapping_that_does_not_fit_the_robot_is_refused(keys: dict[str, Any], message: str) -> None:
+    turn = {"name": "rotation", "size": 3, "kind": "rotation", "rotation": "euler", "unit": "rad", "mode": "delta"}
+    with pytest.raises(ConfigError, match=message):
+        Translator(build(ClientMapping, keys), robot({**POSITION, "unit": "m"}, turn, gripper(-1, 1, 1)))
+
+
+def test_actions_are_split_by_the_clients_names() -> None:
+    """GR00T's clients get each part of an action under a name of its own."""
+    chunk = np.arange(8, dtype=np.float32).reshape(2, 4)
+    whole = Translator(ClientMapping(), ARM).split(chunk)
+    assert {name: part.tolist() for name, part in whole.items()} == {
+        "position": [[0, 1, 2], [4, 5, 6]],
+        "gripper": [[3], [7]],
+    }
+    names = {"z": "position[2]", "xy": "position[0:2]", "hand": "gripper"}
+    parts = Translator(ClientMapping(actions=names), ARM).split(chunk)
+    assert {name: part.tolist() for name, part in parts.items()} == {
+        "z": [[2], [6]],
+        "xy": [[0, 1], [4, 5]],
+        "hand": [[3], [7]],
+    }

@@ -243,14 +243,14 @@ def test_only_the_cameras_that_the_policy_reads_are_decoded(server: Running) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"states": {"x": 1.0}}, "'states' is of type dict"),
+        ({"states": {"x": 1.0}}, "the observation has no 'states/position', it has images/their_corner, "),
         ({"states": np.array([1, 2, np.inf])}, "'states' has 3 numbers, 3 finite ones are needed"),
         ({"states": "abc"}, "'states' is of type str"),
         ({"states": [[1.0, 2.0, 3.0]]}, "'states' is of type list, of other values"),
-        ({"images": [1, 2]}, "no 'images' in a map"),
-        ({"images": None}, "no 'images' in a map"),
+        ({"images": [1, 2]}, "has no image 'their_corner', it has images, states, task_description: "),
+        ({"images": None}, "has no image 'their_corner', it has images, states, task_description: "),
         ({"task_description": ["open"]}, "no task_description: it must say what to do, in text; got ['open']"),
-        ({"task_description": b"open"}, "got b'open'"),
+        ({"task_description": b"\xff"}, "got b'\\xff'"),
         ({"task_description": "x" * 1001}, "'task_description' has 1001 characters; at most 1000"),
         ({"task_description": "open\0it"}, "control character"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -18,7 +19,6 @@ from anyvla.config import ConfigError, build, override, read_options
 
 if TYPE_CHECKING:
     from anyvla.serving.limits import ServerLimits
-    from anyvla.serving.mapping import ClientMapping
     from anyvla.serving.transports.base import Server
 
 
@@ -33,7 +33,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, help="default: as the protocol's clients expect; 0: any free port")
     parser.add_argument("--api-key-file", type=Path, help="file with the key of the clients (or $ANYVLA_API_KEY)")
     parser.add_argument("--no-auth", action="store_true", help="let other machines use the server without a key")
-    parser.add_argument("--mapping", type=Path, help="YAML file that maps the client's keys to cameras and proprio")
+    parser.add_argument(
+        "--mapping", metavar="FILE|NAME", help="keys of the client: a YAML file, or a name of `anyvla list mappings`"
+    )
+    parser.add_argument("--instruction", help="for clients that send none, as openpi's for ALOHA")
     parser.add_argument("--limits", type=Path, help="YAML file of limits; --limits.NAME VALUE sets one")
     parser.add_argument("--robot", help="the robot to serve, if the policy has several")
     parser.add_argument("--execute", type=int, help="actions of a chunk to execute (default: as trained)")
@@ -48,8 +51,10 @@ def main(argv: list[str]) -> int:
     from anyvla.serving.access import check_exposure, read_key
     from anyvla.serving.listening import bind, check_open_files
     from anyvla.serving.mapping import Translator
+    from anyvla.serving.mapping_files import choose_mapping
     from anyvla.serving.policy_service import PolicyService
     from anyvla.serving.protocols.registry import find_protocol, load_protocol
+    from anyvla.text import check_instruction
     from anyvla.training.device import pick_device
 
     protocol_name = find_protocol(options.protocol)
@@ -67,7 +72,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"which robot? --robot one of {', '.join(robots)}")
     if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
         raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
-    translator = Translator(_mapping(options.mapping, name), robots[name], limits)
+    mapping = choose_mapping(options.mapping, robots[name], protocol_name, protocol_class.keys)
+    if options.instruction is not None:
+        mapping = dataclasses.replace(mapping, default_instruction=check_instruction(options.instruction))
+    reads_proprio = vla.config.proprio != "none"
+    translator = Translator(mapping, robots[name], limits, reads_proprio=reads_proprio)
     service = PolicyService(vla, translator, options.execute, limits)
     server = protocol_class(service).make_server(key)
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -109,11 +118,3 @@ def _limits(file: Path | None, others: Sequence[str]) -> ServerLimits:
         raise ConfigError(f"there is no option {unknown[0]}; anyvla serve --help lists all")
     keys = {} if file is None else read_options(file)
     return build(ServerLimits, override({"limits": keys}, others)["limits"], where=str(file or "--limits"))
-
-
-def _mapping(file: Path | None, robot: str) -> ClientMapping:
-    from anyvla.serving.mapping import DEFAULTS, ClientMapping
-
-    if file is None:
-        return DEFAULTS.get(robot, ClientMapping())
-    return build(ClientMapping, read_options(file), where=str(file))

@@ -1,7 +1,8 @@
-"""Read arrays and images in the format of vla-eval: check their declared sizes, and decode them when needed.
+"""Read the arrays and images of messages: check their declared sizes, and decode them when needed.
 
-An array is a map with `__ndarray__`, an image a map with `__image__`. Declared sizes are compared with the received
-bytes and with the limits before anything is decoded, so a small message can't request much memory or time.
+An array is a map with `__ndarray__`, as vla-eval, openpi and starVLA write it, an image is an array or a map with
+`__image__`. Declared sizes are compared with the received bytes and with the limits before anything is decoded, so a
+small message can't request much memory or time. An array that an adapter has read already is accepted as well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,6 +22,7 @@ from PIL import Image
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import join_names, quote
 
+Layout = Literal["HWC", "CHW"]  # the order of an image's dims
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])|bool|u?int(8|16|32|64)|float(16|32|64)")
 _DIMS = 8  # of an array
 _CHUNKS = 4096  # of a PNG file
@@ -37,11 +39,15 @@ class EncodedImage:
     data: memoryview
     height: int
     width: int
+    layout: Layout = "HWC"  # of raw data
 
     def decode(self) -> UInt8[np.ndarray, "H W 3"]:
         """Return the pixels. Raises ValueError for damaged data."""
         if self.format == "raw":
-            return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width, 3)
+            pixels = np.frombuffer(self.data, np.uint8)
+            if self.layout == "CHW":
+                return np.ascontiguousarray(pixels.reshape(3, self.height, self.width).transpose(1, 2, 0))
+            return pixels.reshape(self.height, self.width, 3)
         try:
             with Image.open(io.BytesIO(self.data), formats=("PNG", "JPEG")) as image:
                 if (image.mode, image.size) != ("RGB", (self.width, self.height)):
@@ -51,16 +57,20 @@ class EncodedImage:
             raise ValueError(f"image {quote(self.name)} cannot be decoded: {str(error)[:200]}") from None
 
 
-def read_image(value: Any, name: str, limits: ServerLimits) -> EncodedImage:
-    """Return an image of a message, not decoded. Raises a ValueError that names it."""
+def read_image(value: Any, name: str, limits: ServerLimits, layout: Layout | None = None) -> EncodedImage:
+    """Return an image of a message, not decoded. Raises a ValueError that names it.
+
+    `layout`: of arrays; None: as their shape says, and an array that can be read both ways is refused.
+    """
     image = f"image {quote(name)}"
-    if not isinstance(value, Mapping):
+    if isinstance(value, EncodedImage):
+        read = value
+    elif isinstance(value, np.ndarray):
+        read = _of_array(value, name, layout)
+    elif not isinstance(value, Mapping):
         raise ValueError(f"{image} is of type {type(value).__name__}; a map with __image__ or __ndarray__ is needed")
-    if value.get("__ndarray__") or value.get("format") == "raw":
-        array = _view(value, image, limits.image_bytes)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise ValueError(f"{image} is {array.dtype} {array.shape}; uint8 (H, W, 3) is needed")
-        read = EncodedImage(name, "raw", memoryview(value["data"]), *array.shape[:2])
+    elif value.get("__ndarray__") or value.get("format") == "raw":
+        read = _of_array(_view(value, image, limits.image_bytes), name, layout)
     elif value.get("__image__"):
         form, data = value.get("format"), _data(value, image, limits.image_bytes)
         if form not in ("png", "jpeg"):
@@ -80,9 +90,54 @@ def read_image(value: Any, name: str, limits: ServerLimits) -> EncodedImage:
     return read
 
 
+def _of_array(array: np.ndarray, name: str, layout: Layout | None) -> EncodedImage:
+    """Return an array as an image. Raises a ValueError that names the line of code that fixes it."""
+    shape, channels_of = array.shape, {"HWC": 2, "CHW": 0}
+    if array.dtype == np.uint8 and array.ndim == 3:
+        match [x for x in get_args(Layout) if shape[channels_of[x]] == 3 and layout in (None, x)]:
+            case [fits]:
+                return _raw(array, name, fits)
+            case [_, _]:
+                raise ValueError(f"image {quote(name)} {shape} can be HWC or CHW: declare its layout in --mapping")
+    fix = ""
+    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
+        fix = ": its numbers are in [0, 1]; send (image * 255).round().astype(np.uint8)"
+    elif array.dtype != np.uint8:
+        fix = ": send image.round().astype(np.uint8), of numbers in [0, 255]"
+    elif array.ndim > 3 and set(shape[:-3]) == {1}:
+        fix = f": send image[{', '.join('0' * (array.ndim - 3))}]"
+    elif array.ndim == 3 and 4 in (shape[0], shape[2]):
+        fix = ": send it without its alpha channel, image[..., :3]" if shape[2] == 4 else ": send image[:3]"
+    needed = "(3, H, W)" if layout == "CHW" else "(H, W, 3)"
+    raise ValueError(f"image {quote(name)} is {array.dtype} {shape}; uint8 {needed} is needed{fix}")
+
+
+def _raw(array: np.ndarray, name: str, layout: Layout) -> EncodedImage:
+    height, width = array.shape[:2] if layout == "HWC" else array.shape[1:]
+    return EncodedImage(name, "raw", array.reshape(-1).data, height, width, layout)
+
+
+def read_text(value: Any) -> Any:
+    """Return a text of a message that came as a NumPy text or in binary; other values as they are."""
+    if isinstance(value, Mapping) and value.get("__npgeneric__") and isinstance(value.get("data"), str):
+        return value["data"]
+    if isinstance(value, memoryview):
+        try:
+            return str(value, "utf-8")
+        except UnicodeDecodeError:
+            return value
+    return value
+
+
 def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
-    """Return an array or a list of numbers of a message, flat. Raises a ValueError that names it."""
-    if isinstance(value, Mapping) and value.get("__ndarray__"):
+    """Return an array, a list of numbers or a number of a message, flat. Raises a ValueError that names it."""
+    if isinstance(value, Mapping) and value.get("__npgeneric__"):
+        value = value.get("data")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        array = value
+    elif isinstance(value, Mapping) and value.get("__ndarray__"):
         array = _view(value, quote(name), limits.array_bytes)
     elif isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
         array = np.array(value, np.float64)

@@ -37,8 +37,11 @@ def test_hello_and_health(server: Running) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": {}}, "has no image 'their_corner', it has none;"),
-        ({"states": None}, "has no 'states', it has images, task_description"),
+        (
+            {"images": {}},
+            "has no image 'their_corner', it has states, task_description: the policy reads its camera 'corner'",
+        ),
+        ({"states": None}, "has no 'states', it has images/their_corner, images/their_wrist, task_description: "),
         ({"states": np.zeros(5)}, "'states' has 5 numbers"),
         ({"states": np.full(ROBOT.proprio.size, np.nan)}, "finite ones are needed"),
         ({"task_description": ""}, "no task_description: it must say what to do"),

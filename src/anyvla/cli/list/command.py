@@ -16,7 +16,7 @@ from anyvla.registry import REGISTRIES
 
 OWN_MODULE = ("backbones", "benchmarks", "combinations", "protocols")  # `anyvla.cli.list.<kind>` prints these
 PARTS = ("histories", "fusers", "decoders", "representations", "formats")
-KINDS = (*OWN_MODULE, *PARTS, "recipes")
+KINDS = (*OWN_MODULE, *PARTS, "recipes", "mappings")
 RENAMED = {
     "structures": "histories, fusers, or combinations for the table of those that go together",
     "heads": "decoders or representations",
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"there is no kind {kind!r}; choose from {', '.join(KINDS)}")
     if kind in OWN_MODULE:
         return importlib.import_module(f"anyvla.cli.list.{kind}").show(options.json)
-    rows = _recipes() if kind == "recipes" else _parts(kind)
+    rows = _recipes() if kind == "recipes" else _mappings() if kind == "mappings" else _parts(kind)
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -69,4 +69,14 @@ def _recipes() -> list[dict[str, Any]]:
         of_stages = [stage.get("benchmark") for stage in (recipe.get("stages") or {}).values() if stage]
         benchmark = next((name for name in reversed(of_stages) if name), recipe.get("benchmark"))
         rows.append({"kind": "recipe", "name": name, "what": title, "benchmark": benchmark})
+    return rows
+
+
+def _mappings() -> list[dict[str, Any]]:
+    from anyvla.serving.mapping_files import load_mappings
+
+    rows = []
+    for name, mapping in load_mappings().items():
+        protocols, robots = ", ".join(mapping.clients), ", ".join(mapping.robots)
+        rows.append({"kind": "mapping", "name": name, "what": mapping.about, "protocols": protocols, "robots": robots})
     return rows

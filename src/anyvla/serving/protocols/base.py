@@ -34,7 +34,8 @@ A protocol over websockets implements `open_connection`; its connections parse m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.tls import TlsFiles
@@ -49,6 +50,7 @@ class ServerProtocol(ABC):
 
     port: ClassVar[int] = 8000  # the port that clients of this protocol expect
     scheme: ClassVar[str] = "ws"  # of the address that is shown
+    keys: ClassVar[Mapping[str, Any]] = {}  # of `ClientMapping`, where the clients' usual keys differ from its defaults
 
     def __init__(self, service: PolicyService) -> None:
         self.service = service
