@@ -1,4 +1,5 @@
 # make quickstart   demonstrations -> training -> evaluation -> a page with videos
+# make play         a page on which you instruct a simulated robot and watch it obey
 # make test         the tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ SHAPES := tests/robot tests/representations tests/histories tests/decoders tests
   $(addprefix --ignore=tests/backbones/,families/test_families.py test_rereading.py adapting/test_pretrained.py)
 JOBS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 2)
 
-.PHONY: env libero quickstart test slow shapes mutate lint types layers format clean
+.PHONY: env libero quickstart play test slow shapes mutate lint types layers format clean
 
 env: $(VENV)/.ready
 
@@ -33,6 +34,9 @@ libero: env
 
 quickstart: env
 	@$(BIN)/anyvla quickstart $(ARGS)
+
+play: env
+	@$(BIN)/anyvla play $(ARGS)
 
 test: env # a test that hangs shows where, and fails
 	@$(BIN)/python -m pytest -n $(JOBS) -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true $(ARGS)

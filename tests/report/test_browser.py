@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from anyvla.report.run_report import write_report
+from tests import chromium
 from tests.fake_run import make_run
-from tests.report import chromium
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 

@@ -10,8 +10,8 @@ from anyvla.cli import compare as command
 from anyvla.config import ConfigError
 from anyvla.evaluation.results import EpisodeResult, append_result
 from anyvla.report.comparison import make_labels, write_comparison_report
+from tests import chromium
 from tests.fake_run import write_results
-from tests.report import chromium
 from tests.report.reading import Page, plain
 
 PROTOCOL = {"horizon": 250, "episodes": 20, "settings": {"render": "fast", "cameras": {"corner": [96, 96]}}}

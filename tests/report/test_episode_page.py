@@ -8,7 +8,7 @@ import pytest
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.data.open import open_dataset
 from anyvla.report.episode import draw_plot, write_episode_report
-from tests.report import chromium
+from tests import chromium
 from tests.small import embodiment, episode
 
 in_browser = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")

@@ -9,8 +9,7 @@ import pytest
 from anyvla.evaluation.results import EpisodeResult
 from anyvla.evaluation.statistics import summarize
 from anyvla.report.evaluation import write_evaluation_report
-from tests import fake_run
-from tests.report import chromium
+from tests import chromium, fake_run
 from tests.report.reading import Page, plain
 
 TASKS = ("reach", "push")

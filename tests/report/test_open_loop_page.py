@@ -13,8 +13,7 @@ from anyvla.evaluation.open_loop.summary import summarize_open_loop, write_summa
 from anyvla.report.open_loop import film_recordings, format_error, state_open_loop_verdict, write_open_loop_report
 from anyvla.report.prediction_curves import draw_horizon, draw_prediction, draw_ratio
 from anyvla.report.run_report import write_report
-from tests import small
-from tests.report import chromium
+from tests import chromium, small
 from tests.report.reading import Page
 
 SPACES = {"small": small.embodiment().action}

@@ -11,7 +11,7 @@ from anyvla.policy import VLA
 from anyvla.report.explanation import explain
 from anyvla.report.structure import draw_structure
 from anyvla.robot.shared_layout import Robot
-from tests.report import chromium
+from tests import chromium
 from tests.small import FUSERS, embodiment, model, statistics
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")

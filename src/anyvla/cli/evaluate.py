@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     sections = {**recipe.get("evaluation", {}), "environment": recipe.get("environment", {})} if is_own else {}
     given = override(sections, overrides)
     settings = given.pop("environment", {})
-    if not options.trust_remote_code and (code := _find_code(benchmark, settings, options.benchmark, overrides)):
+    if not options.trust_remote_code and (code := find_code(benchmark, settings, options.benchmark, overrides)):
         raise ConfigError(
             f"{checkpoint / 'config.yaml'} would make the evaluation run {code}. Read it first; then give "
             "--trust-remote-code, or your own --benchmark and --environment settings"
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _find_code(benchmark: str, settings: Mapping[str, Any], asked: str | None, overrides: Sequence[str]) -> str:
+def find_code(benchmark: str, settings: Mapping[str, Any], asked: str | None, overrides: Sequence[str]) -> str:
     """Return the local code that the checkpoint names and the command line does not; "" if none."""
     given = [word.partition("=")[0] for word in overrides]
     mapping = settings.get("mapping")

@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": ("anyvla.cli.evaluate", "evaluate a policy on a benchmark: success rates with intervals, and videos"),
     "compare": ("anyvla.cli.compare", "compare policies on the same episodes, with exact tests and intervals"),
     "power": ("anyvla.cli.power", "the number of episodes needed to detect a difference in success"),
+    "play": ("anyvla.cli.play", "open a page on which you instruct a simulated robot and watch it obey"),
     "serve": ("anyvla.cli.serve", "serve a policy to existing clients"),
     "explain": ("anyvla.cli.explain", "token layout, attention mask and parameter counts of a recipe's model"),
     "report": ("anyvla.cli.report", "write the HTML report of a run or an evaluation"),

@@ -39,17 +39,7 @@ def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str
     `settings`: of the benchmark, as {"render": "native"}. `python`: the interpreter that has the simulator; None: this
     one. Raises ConfigError with the nearest names, BenchmarkUnusable if that interpreter lacks the simulator.
     """
-    settings = dict(settings or {})
-    if name.startswith("gym:"):
-        name, settings["id"] = f"gym/{name[4:]}", name[4:]
-    if isinstance(settings.get("mapping"), str):
-        settings["mapping"] = _read_mapping(Path(settings["mapping"]))
-    kind, _, wanted = name.partition("/")
-    try:
-        target = benchmarks.target(kind)
-    except KeyError as error:
-        raise ConfigError(error.args[0]) from None
-    spec = Spec(target, settings, python)
+    spec, kind, wanted = name_suite(name, settings, python)
     try:
         benchmark = connect(spec)
     except ValueError as error:
@@ -59,6 +49,20 @@ def open_suite(name: str, settings: Mapping[str, Any] | None = None, python: str
         raise ConfigError(f"benchmark {kind} has no suite {wanted!r}: {suggest(wanted, suites)}")
     embodiment = build(Embodiment, benchmark.embodiment(wanted), where=f"{kind}/{wanted}")
     return OpenedSuite(spec, benchmark, benchmark.suite(wanted), embodiment)
+
+
+def name_suite(name: str, settings: Mapping[str, Any] | None, python: str | None) -> tuple[Spec, str, str]:
+    """Return how to open the benchmark of a suite, its name, and that of the suite in it. Raises like `open_suite`."""
+    settings = dict(settings or {})
+    if name.startswith("gym:"):
+        name, settings["id"] = f"gym/{name[4:]}", name[4:]
+    if isinstance(settings.get("mapping"), str):
+        settings["mapping"] = _read_mapping(Path(settings["mapping"]))
+    kind, _, wanted = name.partition("/")
+    try:
+        return Spec(benchmarks.target(kind), settings, python), kind, wanted
+    except KeyError as error:
+        raise ConfigError(error.args[0]) from None
 
 
 def _read_mapping(path: Path) -> Any:

@@ -18,8 +18,10 @@ from anyvla_sim.base import Benchmark, Environment, NotInstalled, Observation, S
 from anyvla_sim.factors import DISTURBANCES
 from anyvla_sim.metaworld import side_arm
 from anyvla_sim.metaworld.factors import FACTORS, MetaWorldDisturber, MetaWorldFactors
+from anyvla_sim.metaworld.moving import ObjectMover
 from anyvla_sim.metaworld.suites import NAMES, SceneConfig, get_scenes, make_suite
 from anyvla_sim.names import check_name
+from anyvla_sim.projection import Projection
 from anyvla_sim.rendering import LARGEST, Renderer, View, choose_render_setting, explain_driver_error, find_driver
 
 _EXTRA = 'pip install "anyvla-sim[metaworld]" (Python 3.9 or later)'
@@ -44,6 +46,7 @@ WIDE_VIEWS = {
 }
 NATIVE_VIEWS = {"corner2": View("corner2", (0.0, 1.0, 0.0, 1.0), 480, 480, turned=True)}
 VIDEO_BOX = (0.2, 0.9, 0.15, 0.85)  # the part of the corner camera's image that videos show
+CLOSE_UP_BOX = (0.3, 0.78, 0.26, 0.74)  # the part where objects are
 
 
 class MetaWorld(Benchmark):
@@ -146,8 +149,19 @@ class _Simulation:
         if render == "native":
             self.sim.model.camera("corner2").pos[:] = PUBLISHED_CAMERA
         self.factors = MetaWorldFactors(self.sim)
+        self._mover: ObjectMover | None = None
+
+    @property
+    def mover(self) -> ObjectMover:
+        """What moves the object by hand in this episode."""
+        if self._mover is None:
+            self._mover = ObjectMover(self.sim)
+        return self._mover
 
     def reset(self, seed: int, factors: Mapping[str, str]) -> None:
+        if self._mover is not None:
+            self._mover.undo()
+            self._mover = None
         self.sim.seed(seed)
         self.factors.reset()
         self.factors.apply(factors, seed)
@@ -249,8 +263,40 @@ class MetaWorldEnvironment(Environment):
         return done
 
     def frame(self, height: int, width: int) -> np.ndarray:
-        oversample = 2 if 2 * max(height, width) <= LARGEST else 1
-        return self.draw(View("corner2", VIDEO_BOX, height, width, turned=True, oversample=oversample))
+        return self.draw(_view_from_corner(VIDEO_BOX, height, width))
+
+    def close_up(self, height: int, width: int) -> np.ndarray:
+        return self.draw(_view_from_corner(CLOSE_UP_BOX, height, width))
+
+    def foresee(self, actions: np.ndarray) -> np.ndarray:
+        sim = self.simulation.sim
+        moves = np.clip(np.asarray(actions, np.float32), *LIMITS)[:, :3] * sim.action_scale * self._benchmark.repeat
+        path = sim.tcp_center + np.concatenate([np.zeros((1, 3)), np.cumsum(moves, 0)])
+        return self._projection().project(path).astype(np.float32)
+
+    def locate(self) -> np.ndarray | None:
+        position = self.simulation.mover.locate()
+        return None if position is None else self._projection().project(position[None])[0].astype(np.float32)
+
+    def move(self, shift: np.ndarray) -> bool:
+        position = self.simulation.mover.locate()
+        if position is None:
+            return False
+        projection = self._projection()
+        at = projection.project(position[None])[0] + shift
+        moved = self.simulation.mover.move((projection.unproject(at, position[2]) - position)[:2])
+        self.simulation.update()
+        self._seen = self.simulation.sim._get_obs()
+        return moved
+
+    def _projection(self) -> Projection:
+        sim = self.simulation.sim
+        return Projection(sim.model, sim.data, _view_from_corner(CLOSE_UP_BOX, 1, 1))
+
+
+def _view_from_corner(box: tuple[float, float, float, float], height: int, width: int) -> View:
+    oversample = 2 if 2 * max(height, width) <= LARGEST else 1
+    return View("corner2", box, height, width, turned=True, oversample=oversample)
 
 
 class SideArmEnvironment(MetaWorldEnvironment):
@@ -267,6 +313,9 @@ class SideArmEnvironment(MetaWorldEnvironment):
 
     def expert(self, task: str) -> np.ndarray:
         return side_arm.from_stock(super().expert(task))
+
+    def foresee(self, actions: np.ndarray) -> np.ndarray:
+        return super().foresee(np.stack([side_arm.to_stock(np.asarray(a, np.float32)) for a in actions]))
 
 
 def _adjust_for_expert(task: str, sim: Any, seen: np.ndarray) -> None:

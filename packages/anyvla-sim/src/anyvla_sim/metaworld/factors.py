@@ -20,6 +20,14 @@ _KNOCK = 6  # actions for which the gripper stays open once it is knocked
 _MOVED = 1e-3  # rad or m; a joint that moved less counts as not moved
 
 
+def find_object_joints(sim: Any) -> list[Any]:
+    """Return the joints of everything but the arm."""
+    model = sim.model
+    arm = model.body_rootid[model.body("hand").id]
+    found = [model.joint(i) for i in range(model.njnt)]
+    return [joint for joint in found if model.body_rootid[joint.bodyid[0]] != arm]
+
+
 class MetaWorldFactors(SceneFactors):
     """The changeable looks and start states of one of Meta-World's simulators."""
 
@@ -73,16 +81,9 @@ class MetaWorldDisturber(Disturber):
 
     def _push(self, rng: np.random.Generator) -> bool:
         moved = False
-        for joint in self._object_joints():
+        for joint in find_object_joints(self._sim):
             moved |= self._push_free(joint, rng) if len(joint.qpos0) == 7 else self._push_back(joint)
         return moved
-
-    def _object_joints(self) -> list[Any]:
-        """Return the joints of everything but the arm."""
-        model = self._sim.model
-        arm = model.body_rootid[model.body("hand").id]
-        found = [model.joint(i) for i in range(model.njnt)]
-        return [joint for joint in found if model.body_rootid[joint.bodyid[0]] != arm]
 
     def _push_free(self, joint: Any, rng: np.random.Generator) -> bool:
         """Move an object over the table, or out of the hand that holds it."""

@@ -91,6 +91,11 @@ class _Slot:
             return {"action": environment.expert(command["task"])}
         if verb == "frame":
             return {"frame": environment.frame(command["height"], command["width"])}
+        if verb in ("foresee", "locate", "move"):
+            return self._touch(verb, command)
+        if verb == "close_up":
+            draw = getattr(environment, "close_up", environment.frame)
+            return {"frame": draw(command["height"], command["width"])}
         if verb == "reset":
             environment.reset(command["task"], command["seed"], command["factors"])
             self._clipped = 0
@@ -100,6 +105,13 @@ class _Slot:
             raise ValueError(f"unknown command {verb!r}: both interpreters need the same version of anyvla-sim")
         self._steps = 0
         return self._state({})
+
+    def _touch(self, verb: str, command: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one of the commands for visitors, which not all environments have; the answer is None without it."""
+        method = getattr(self._environment, verb, None)
+        if method is None:
+            return {verb: None}
+        return {verb: method(*(np.asarray(command[key]) for key in ("actions", "shift") if key in command))}
 
     def _execute(self, actions: np.ndarray, until_goal: bool) -> dict[str, Any]:
         """Execute actions (n, A); with `until_goal`, stop once a goal holds."""

@@ -1,11 +1,12 @@
 """A headless Chromium that a test can drive, over the DevTools pipe: no further package is needed.
 
-It has no network: requests of a page beyond its own folder fail and are recorded.
+It has no network but this machine: other requests of a page fail and are recorded.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -16,11 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BINARY = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-    "--autoplay-policy=no-user-gesture-required", "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe",
+    "--autoplay-policy=no-user-gesture-required", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--remote-debugging-pipe",
 ]  # fmt: skip
 
 
@@ -85,14 +89,15 @@ class Chromium:
         message, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, page: Path, width: int, height: int = 900, dark: bool = False, mobile: bool = False) -> None:
-        """Show a file and wait until it is loaded."""
+    def open(self, page: Path | str, width: int, height: int = 900, dark: bool = False, mobile: bool = False) -> None:
+        """Show a file, or the page at a URL, and wait until it is loaded."""
+        url = page if isinstance(page, str) else page.resolve().as_uri()
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         scheme = "dark" if dark else "light"
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
-        self("Page.navigate", url=page.resolve().as_uri())
-        self.wait("document.readyState == 'complete' && location.protocol == 'file:'")
+        self("Page.navigate", url=url)
+        self.wait(f"document.readyState == 'complete' && location.protocol == '{url.partition('//')[0]}'")
 
     def evaluate(self, script: str) -> Any:
         """Return the JSON value of an expression in the page."""
@@ -122,3 +127,22 @@ class Chromium:
         """Return the whole page as a PNG."""
         answer = self("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Start a browser, or skip the test."""
+    if BINARY is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    page = tmp_path_factory.mktemp("probe") / "index.html"
+    page.write_text("<title>seen</title>")
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(Chromium())
+            started.open(page, 1280)
+            seen = started.evaluate("document.title") == "seen"
+        except (RuntimeError, TimeoutError, OSError):
+            seen = False
+        if not seen:  # packed as a snap, it may not read temporary files
+            pytest.skip("Chromium is installed, but it does not start here or may not read temporary files")
+        yield started

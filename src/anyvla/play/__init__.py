@@ -1,0 +1,1 @@
+"""A page on which a visitor instructs a simulated robot and watches it obey."""
