@@ -3,9 +3,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from anyvla.policy import VLA
 from anyvla.robot.shared_layout import Robot
 from anyvla.robot.space import ActionSpace
 from tests import small
+from tests.serving.certificate import make_certificate
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,10 @@ def test_a_port_in_use(checkpoint: Path, refuses: Callable[..., bool], capsys: p
         (["--limits.idle_seconds", "soon"], "'idle_seconds'"),
         (["--limit", "3"], "there is no option --limit"),
         (["--limits", "no.yaml"], "no.yaml is missing"),
+        (["--protocol", "vla-evil"], "protocols has no 'vla-evil': did you mean"),
+        (["--tls-cert", "a.pem"], "--tls-cert and --tls-key belong together"),
+        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "cannot read no.pem of --tls-cert and --tls-key"),
+        (["--status-port", "70000"], "--port 70000: ports are 0 to 65535"),
         (["--mapping", "no.yaml"], "no.yaml is missing"),
     ],
 )
@@ -145,7 +152,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, script: Script, *options: str) -> Any
     """Run the command in this process with a client. Return the result of the client's script."""
     found = []
 
-    async def served(service: Any, sockets: list[socket.socket], host: str, title: str) -> int:
+    async def served(service: Any, sockets: list[socket.socket], host: str, ready: Callable[[], None]) -> int:
         listening = asyncio.Event()
         running = asyncio.create_task(service.run(sockets, listening.set))
         try:
@@ -319,6 +326,33 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
     finally:
         server.kill()
         server.wait()
+
+
+def test_a_status_port_a_certificate_and_logs_in_json(checkpoint: Path, tmp_path: Path) -> None:
+    """The address is announced when the server is ready, and every line is a JSON object."""
+    files = make_certificate(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "anyvla.cli.main", "serve", str(checkpoint), "--port", "0", "--log-format", "json"]
+    command += ["--status-port", str(port), "--tls-cert", str(files.certificate), "--tls-key", str(files.key)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert server.stdout is not None
+        first = json.loads(server.stdout.readline())
+        assert first["message"].startswith("vla-eval: small at wss://127.0.0.1:")
+        trusts = ssl.create_default_context(cafile=str(files.certificate))
+        with urllib.request.urlopen(f"https://127.0.0.1:{port}/readyz", timeout=20, context=trusts) as answer:
+            assert answer.status == 200
+        connect = pytest.importorskip("websockets.sync.client").connect
+        with connect(first["message"].split(" at ")[1], ssl=trusts) as client:
+            client.send("no msgpack")
+            client.recv(timeout=20)
+        fault = json.loads(server.stdout.readline())
+        assert (fault["outcome"], fault["request"]) == ("error", "r1")
+        assert "messages are binary msgpack" in fault["message"]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
 
 
 def test_requests_in_progress_are_answered_after_a_signal(checkpoint: Path) -> None:

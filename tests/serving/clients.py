@@ -28,6 +28,7 @@ from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.protocols.base import WebsocketProtocol
 from anyvla.serving.protocols.vlaeval import VlaEvalProtocol
+from anyvla.serving.tls import TlsFiles
 from anyvla.types import Observation
 from tests import small
 
@@ -46,10 +47,11 @@ class Running:
         execute: int | None = None,
         protocol: type[WebsocketProtocol] = VlaEvalProtocol,
         mapping: ClientMapping = MAPPING,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.limits = limits or ServerLimits()
         self.service = PolicyService(vla, Translator(mapping, ROBOT, self.limits), execute, self.limits)
-        self.server = protocol(self.service).make_server(key)
+        self.server = protocol(self.service).make_server(key, tls)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]
         self.url = f"ws://127.0.0.1:{self.port}"

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from anyvla.serving.batching import Batcher
+from anyvla.types import Observation
 from tests import small
 
 
@@ -34,3 +38,89 @@ def test_a_request_that_was_canceled_before_its_turn_is_not_computed() -> None:
 
     asyncio.run(script())
     assert seen == [2]
+
+
+class Held:
+    """A policy that answers a session with itself when it is released."""
+
+    def __init__(self) -> None:
+        self.began, self.release = threading.Event(), threading.Semaphore(0)
+
+    def act(self, observations: Sequence[Observation], sessions: Sequence[Any]) -> list[Any]:
+        self.began.set()
+        assert self.release.acquire(timeout=20)
+        return list(sessions)
+
+
+def batched(script: Callable[[Batcher, Held, list[float]], Awaitable[None]], **options: Any) -> tuple[list[int], list]:
+    """Run a script with a batcher. Return the sizes of the batches, and for how long each waited for others at most."""
+    waits: list[float] = []
+
+    async def run() -> list[int]:
+        policy = Held()
+        batcher = Batcher(policy, **options)  # type: ignore[arg-type]
+        wait_for = asyncio.wait_for
+
+        async def noted(awaited: Any, seconds: float) -> Any:
+            waits.append(seconds)
+            return await wait_for(awaited, seconds)
+
+        asyncio.wait_for = noted  # type: ignore[assignment]
+        try:
+            await script(batcher, policy, waits)
+        finally:
+            asyncio.wait_for = wait_for
+        assert batcher.close()
+        return list(batcher.sizes)
+
+    return asyncio.run(run()), waits
+
+
+def ask(batcher: Batcher, number: int) -> asyncio.Task[Any]:
+    return asyncio.create_task(batcher.act(Observation({}, np.zeros(3)), number))  # type: ignore[arg-type]
+
+
+def test_a_lone_client_never_waits_for_others() -> None:
+    async def script(batcher: Batcher, policy: Held, waits: list[float]) -> None:
+        for number in range(5):
+            policy.release.release()
+            assert await ask(batcher, number) == number
+
+    assert batched(script) == ([1] * 5, [])
+
+
+def test_requests_that_arrive_while_the_policy_computes_are_one_batch_of_at_most_32() -> None:
+    async def script(batcher: Batcher, policy: Held, waits: list[float]) -> None:
+        first = ask(batcher, 0)
+        await asyncio.to_thread(policy.began.wait, 20)
+        others = [ask(batcher, number) for number in range(1, 71)]
+        await asyncio.sleep(0)
+        policy.release.release(9)
+        assert await asyncio.gather(first, *others) == list(range(71))
+
+    assert batched(script)[0] == [1, 32, 32, 6]
+
+
+def test_after_a_batch_of_several_the_next_begins_when_as_many_are_there() -> None:
+    """Three clients ask, and ask again one after the other: the second batch waits for all three, not for the time."""
+
+    async def script(batcher: Batcher, policy: Held, waits: list[float]) -> None:
+        policy.release.release(9)
+        await asyncio.gather(*(ask(batcher, number) for number in range(3)))
+        again = []
+        for number in range(3):
+            again.append(ask(batcher, number))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*again)
+
+    assert batched(script, wait_s=60.0) == ([3, 3], [60.0])
+
+
+def test_a_client_that_is_left_alone_waits_once_and_no_longer_than_two_milliseconds() -> None:
+    async def script(batcher: Batcher, policy: Held, waits: list[float]) -> None:
+        policy.release.release(9)
+        await asyncio.gather(*(ask(batcher, number) for number in range(3)))
+        for number in range(3):
+            await ask(batcher, number)
+
+    assert batched(script) == ([3, 1, 1, 1], [0.002])

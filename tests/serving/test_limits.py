@@ -28,6 +28,8 @@ def test_the_defaults_are_as_documented() -> None:
         "connections": 64,
         "handshakes": 128,
         "pending_requests": 256,
+        "batch_size": 32,
+        "batch_seconds": 0.002,
         "sessions": 256,
         "session_seconds": 600,
         "decoders": 2,

@@ -202,29 +202,6 @@ def test_a_copy_of_a_session_stays_as_it_is(policy: VLA) -> None:
     assert same([one.actions], [other.actions])
 
 
-def test_requests_wait_two_milliseconds_for_others_and_32_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first bounds the delay of a single request, the second the memory of a GPU."""
-    waits, sleep = [], asyncio.sleep
-
-    async def noted(seconds: float) -> None:
-        waits.append(seconds)
-        await sleep(0)
-
-    class Policy:
-        def act(self, observations: Sequence[Observation], sessions: Sequence[Any]) -> list[Any]:
-            return list(sessions)
-
-    async def act() -> tuple[list[Any], list[int]]:
-        batcher = Batcher(Policy())  # type: ignore[arg-type]
-        found = await asyncio.gather(*(batcher.act(Observation({}, np.zeros(3)), k) for k in range(70)))  # type: ignore[arg-type]
-        batcher.close()
-        return found, list(batcher.sizes)
-
-    monkeypatch.setattr(asyncio, "sleep", noted)
-    assert asyncio.run(act()) == (list(range(70)), [32, 32, 6])
-    assert waits == [0.002] * 3
-
-
 def test_the_instruction_the_seed_and_the_robot_reach_the_policy() -> None:
     class Policy:
         def start(self, *given: Any) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,14 @@ from anyvla.cli.recipe_help import KeyParser
 from anyvla.config import ConfigError, build, override, read_options
 
 if TYPE_CHECKING:
+    from anyvla.policy import VLA
     from anyvla.serving.limits import ServerLimits
+    from anyvla.serving.mapping import Translator
+    from anyvla.serving.protocols.base import ServerProtocol
+    from anyvla.serving.tls import TlsFiles
     from anyvla.serving.transports.base import Server
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +41,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, help="default: as the protocol's clients expect; 0: any free port")
     parser.add_argument("--api-key-file", type=Path, help="file with the key of the clients (or $ANYVLA_API_KEY)")
     parser.add_argument("--no-auth", action="store_true", help="let other machines use the server without a key")
+    parser.add_argument("--tls-cert", type=Path, help="PEM file of the certificate and its chain: clients need TLS")
+    parser.add_argument("--tls-key", type=Path, help="PEM file of the certificate's private key")
+    parser.add_argument("--status-port", type=int, help="/healthz, /readyz and /metrics at a port of their own")
+    parser.add_argument("--log-format", choices=["text", "json"], default="text", help="default: %(default)s")
+    parser.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning"],
+        default="info",
+        help="debug: a line for each request; info: for those with a fault (default)",
+    )
     parser.add_argument(
         "--mapping", metavar="FILE|NAME", help="keys of the client: a YAML file, or a name of `anyvla list mappings`"
     )
@@ -46,42 +64,40 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_keys("anyvla.serving.limits:ServerLimits", "limits", heading="Limits")
     options, others = parser.parse_known_args(argv)
-    from anyvla.checkpoint.files import checkpoint_of
-    from anyvla.policy import VLA
+    from anyvla.serving.protocols.registry import find_protocol, load_protocol
+
+    name = find_protocol(options.protocol)
+    protocol = load_protocol(name)  # first, as it may need a package that is not installed
     from anyvla.serving.access import check_exposure, read_key
     from anyvla.serving.listening import bind, check_open_files
-    from anyvla.serving.mapping import Translator
-    from anyvla.serving.mapping_files import choose_mapping
     from anyvla.serving.policy_service import PolicyService
-    from anyvla.serving.protocols.registry import find_protocol, load_protocol
-    from anyvla.text import check_instruction
-    from anyvla.training.device import pick_device
+    from anyvla.serving.request_log import configure_logging
+    from anyvla.serving.supervised import SupervisedServer
+    from anyvla.serving.transports.websocket import WebsocketServer
 
-    protocol_name = find_protocol(options.protocol)
-    protocol_class = load_protocol(protocol_name)
+    configure_logging(options.log_format, options.log_level)
     limits = _limits(options.limits, others)
     check_open_files(limits)
-    key = read_key(options.api_key_file, os.environ)
-    sockets = bind(options.host, protocol_class.port if options.port is None else options.port)
+    key, tls = read_key(options.api_key_file, os.environ), _tls(options, protocol, name)
+    sockets = bind(options.host, protocol.port if options.port is None else options.port)
+    status_sockets = [] if options.status_port is None else bind(options.host, options.status_port)
     check_exposure([s.getsockname()[0] for s in sockets], key, options.no_auth)
-    vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
-    vla.implausible = options.implausible or vla.implausible
-    robots = {r.embodiment.name: r.embodiment for r in vla.robots}
-    name = options.robot or next(iter(robots))
-    if name not in robots or (options.robot is None and len(robots) > 1):
-        raise ConfigError(f"which robot? --robot one of {', '.join(robots)}")
-    if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
-        raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
-    mapping = choose_mapping(options.mapping, robots[name], protocol_name, protocol_class.keys)
-    if options.instruction is not None:
-        mapping = dataclasses.replace(mapping, default_instruction=check_instruction(options.instruction))
-    reads_proprio = vla.config.proprio != "none"
-    translator = Translator(mapping, robots[name], limits, reads_proprio=reads_proprio)
+    vla, translator = _load(options, limits, name, protocol)
     service = PolicyService(vla, translator, options.execute, limits)
-    server = protocol_class(service).make_server(key)
+    context = None if tls is None else tls.make_context()
+    status = WebsocketServer(service, None, key, context) if status_sockets else None
+    server = SupervisedServer(service, protocol(service).make_server(key, tls), status, status_sockets)
     host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"{protocol_class.scheme}://{host}:{sockets[0].getsockname()[1]}"
-    unanswered = asyncio.run(_serve(server, sockets, options.host, f"{protocol_name}: {name} at {address}"))
+    scheme = protocol.scheme if tls is None else protocol.scheme_tls
+    title = f"{name}: {service.robot.name} at {scheme}://{host}:{sockets[0].getsockname()[1]}"
+
+    def announce() -> None:
+        if options.log_format == "json":
+            log.info("%s", title)
+        else:
+            console.print(f"{title}, Ctrl-C to stop", soft_wrap=True)
+
+    unanswered = asyncio.run(_serve(server, sockets, options.host, announce))
     if unanswered:
         console.print(f"stopped; {unanswered} requests were not answered within {limits.drain_seconds:g} s")
     if not service.close(0.1 if unanswered else 1.0):
@@ -91,7 +107,47 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-async def _serve(server: Server, sockets: Sequence[socket.socket], host: str, title: str) -> int:
+def _load(
+    options: argparse.Namespace, limits: ServerLimits, protocol_name: str, protocol: type[ServerProtocol]
+) -> tuple[VLA, Translator]:
+    """Return the policy, and the translator between the client and the robot. Raises ConfigError."""
+    from anyvla.checkpoint.files import checkpoint_of
+    from anyvla.policy import VLA
+    from anyvla.serving.mapping import Translator
+    from anyvla.serving.mapping_files import choose_mapping
+    from anyvla.text import check_instruction
+    from anyvla.training.device import pick_device
+
+    vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
+    vla.implausible = options.implausible or vla.implausible
+    robots = {r.embodiment.name: r.embodiment for r in vla.robots}
+    name = options.robot or next(iter(robots))
+    if name not in robots or (options.robot is None and len(robots) > 1):
+        raise ConfigError(f"which robot? --robot one of {', '.join(robots)}")
+    if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
+        raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
+    mapping = choose_mapping(options.mapping, robots[name], protocol_name, protocol.keys)
+    if options.instruction is not None:
+        mapping = dataclasses.replace(mapping, default_instruction=check_instruction(options.instruction))
+    return vla, Translator(mapping, robots[name], limits, reads_proprio=vla.config.proprio != "none")
+
+
+def _tls(options: argparse.Namespace, protocol: type[ServerProtocol], name: str) -> TlsFiles | None:
+    """Return the certificate of the options, which is checked. Raises ConfigError."""
+    from anyvla.serving.tls import TlsFiles
+
+    if options.tls_cert is None and options.tls_key is None:
+        return None
+    if options.tls_cert is None or options.tls_key is None:
+        raise ConfigError("--tls-cert and --tls-key belong together: the certificate and its private key, in PEM")
+    if not protocol.scheme_tls:
+        raise ConfigError(f"clients of {name} know no TLS: use a tunnel (SSH, WireGuard) instead of --tls-cert")
+    tls = TlsFiles(options.tls_cert, options.tls_key)
+    tls.make_context()
+    return tls
+
+
+async def _serve(server: Server, sockets: Sequence[socket.socket], host: str, ready: Callable[[], None]) -> int:
     """Serve until SIGINT or SIGTERM. Return the number of requests that were not answered."""
     from anyvla.serving.listening import explain_bind_error
 
@@ -99,9 +155,6 @@ async def _serve(server: Server, sockets: Sequence[socket.socket], host: str, ti
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C raises KeyboardInterrupt
             loop.add_signal_handler(number, server.stop)
-
-    def ready() -> None:
-        console.print(f"{title}, Ctrl-C to stop", soft_wrap=True)
 
     try:
         return await server.run(sockets, ready)

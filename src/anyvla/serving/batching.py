@@ -1,4 +1,7 @@
-"""Serve many sessions with one policy: requests that arrive together are answered in one batch.
+"""Serve many sessions with one policy: requests that arrive while it computes are answered in one batch.
+
+A request that finds the policy idle runs at once, if the batch before had one request too: a lone client never waits.
+After a batch of several, the next one waits a moment until as many requests are there.
 
 An error goes to the request that caused it. `VLA.act` leaves sessions unchanged when it raises, so a failed batch is
 repeated in halves until the faulty request is alone.
@@ -7,15 +10,18 @@ repeated in halves until the faulty request is alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from anyvla.policy import VLA
+from anyvla.serving.metrics import Metrics
 from anyvla.session import Session, copy_sessions
 from anyvla.types import Chunk, Observation
 
@@ -27,6 +33,7 @@ class _Waiting:
     observation: Observation
     session: Session
     answer: asyncio.Future[Chunk]
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 class BusyError(ValueError):
@@ -36,10 +43,20 @@ class BusyError(ValueError):
 class Batcher:
     """Run the policy in one thread, over all requests that wait. Use within one event loop."""
 
-    def __init__(self, vla: VLA, wait_s: float = 0.002, largest: int = 32, pending: int = 256) -> None:
-        """The first request waits `wait_s` for others. At most `largest` run together, and at most `pending` wait."""
+    def __init__(
+        self,
+        vla: VLA,
+        wait_s: float = 0.002,
+        largest: int = 32,
+        pending: int = 256,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """`wait_s` is the longest wait for others. At most `largest` run together, and at most `pending` wait."""
         self._vla, self._wait_s, self._largest, self._pending = vla, wait_s, largest, pending
+        self._metrics = metrics or Metrics()
         self._waiting: list[_Waiting] = []
+        self._expected = 1  # requests of the next batch, if the clients of the last one ask again
+        self._enough = asyncio.Event()  # set when they have arrived
         self._thread = _Thread()
         self._running: asyncio.Task[None] | None = None
         self.sizes: deque[int] = deque(maxlen=1000)  # of the last batches
@@ -50,6 +67,8 @@ class Batcher:
             raise BusyError(f"the server is busy: {self._pending} requests wait for the policy; try again later")
         item = _Waiting(observation, session, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
+        if len(self._waiting) >= self._expected:
+            self._enough.set()
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
         return await item.answer
@@ -64,9 +83,10 @@ class Batcher:
 
     async def _run(self) -> None:
         while self._waiting:
-            await asyncio.sleep(self._wait_s)
+            await self._wait_for_others()
             self._waiting = [item for item in self._waiting if not item.answer.done()]
             batch, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
+            self._expected = max(1, len(batch))
             # Observations act together if their images have the same sizes.
             by_size: dict[object, list[_Waiting]] = {}
             for item in batch:
@@ -74,9 +94,17 @@ class Batcher:
             for group in by_size.values():
                 await self._answer(group)
 
+    async def _wait_for_others(self) -> None:
+        if len(self._waiting) < self._expected:
+            self._enough.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._enough.wait(), self._wait_s)
+
     async def _answer(self, group: list[_Waiting]) -> None:
         self.sizes.append(len(group))
+        self._metrics.add_batch(len(group))
         observations, sessions = [item.observation for item in group], [item.session for item in group]
+        begin = time.perf_counter()
         try:
             chunks = await self._thread.call(lambda: self._vla.act(observations, sessions))
         except Exception as error:
@@ -86,7 +114,10 @@ class Batcher:
             elif not group[0].answer.done():
                 group[0].answer.set_exception(error)
             return
+        seconds = time.perf_counter() - begin
         for item, chunk in zip(group, chunks, strict=True):
+            self._metrics.add_stage("queue", begin - item.arrived)
+            self._metrics.add_stage("policy", seconds)
             if not item.answer.done():
                 item.answer.set_result(chunk)
 

@@ -45,6 +45,8 @@ class ServerLimits:
     connections: Count = 64  # open at once; more are answered with HTTP 503
     handshakes: Count = 128  # not open yet; the oldest makes room for a new one
     pending_requests: Count = 256  # that wait for the policy; more are answered with an error
+    batch_size: Count = 32  # requests that the policy answers at once
+    batch_seconds: Annotated[float, Field(ge=0, le=60)] = 0.002  # a request waits for others, if others are active
     sessions: Count = 256  # that clients name; a connection has its own, which does not count
     session_seconds: Seconds = 600  # without a request, then a named session is forgotten
     decoders: Count = 2  # threads that read messages and decode images

@@ -14,8 +14,11 @@ from anyvla.serving.batching import Batcher
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import Request, Translator
 from anyvla.serving.metrics import Metrics
+from anyvla.serving.request_log import RequestLog
 from anyvla.serving.served_session import ServedSession
 from anyvla.serving.sessions import SessionStore
+from anyvla.serving.status import Status
+from anyvla.serving.warm_up import INSTRUCTION, make_observation
 from anyvla.types import Observation
 
 T = TypeVar("T")
@@ -33,7 +36,14 @@ class PolicyService:
         self.robot: Embodiment = translator.robot
         self.execute = execute or vla.config.execute
         self.metrics = Metrics()
-        self.batcher = Batcher(vla, pending=self.limits.pending_requests)
+        self.status, self.requests = Status(self.metrics), RequestLog(self.metrics)
+        self.batcher = Batcher(
+            vla,
+            self.limits.batch_seconds,
+            self.limits.batch_size,
+            self.limits.pending_requests,
+            self.metrics,
+        )
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
         self._named = SessionStore(self.open_session, self.limits.sessions, self.limits.session_seconds)
 
@@ -46,7 +56,22 @@ class PolicyService:
 
         Raises ValueError for an unsuitable name, and if there are too many sessions.
         """
-        return self._named.find(name)
+        session = self._named.find(name)
+        self.metrics.sessions.set(len(self._named))
+        return session
+
+    def expire_sessions(self) -> None:
+        """Forget named sessions that were idle for `limits.session_seconds`."""
+        self._named.expire()
+        self.metrics.sessions.set(len(self._named))
+
+    async def warm_up(self) -> None:
+        """Predict once, as the first prediction is slow. Raises ValueError if the policy cannot predict."""
+        try:
+            session = await self.batcher.start(INSTRUCTION, 0, self.robot.name)
+            await self.batcher.act(make_observation(self.vla, self.robot.name), session)
+        except Exception as error:
+            raise ValueError(f"the policy fails for a plausible observation, so it is not served: {error}") from error
 
     def describe(self) -> dict[str, Any]:
         """Return the facts that hello messages and metadata consist of: names, numbers and lists, as for JSON."""

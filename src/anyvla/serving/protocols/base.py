@@ -51,16 +51,14 @@ class ServerProtocol(ABC):
     port: ClassVar[int] = 8000  # the port that clients of this protocol expect
     scheme: ClassVar[str] = "ws"  # of the address that is shown
     keys: ClassVar[Mapping[str, Any]] = {}  # of `ClientMapping`, where the clients' usual keys differ from its defaults
+    scheme_tls: ClassVar[str] = "wss"  # of the address with TLS; "": `make_server` takes no `tls`
 
     def __init__(self, service: PolicyService) -> None:
         self.service = service
 
     @abstractmethod
     def make_server(self, key: str | None = None, tls: TlsFiles | None = None) -> Server:
-        """Return a server that is not running. `key`: the API key that clients must give, None if they need none.
-
-        Raises ConfigError for `tls` if the transport has none.
-        """
+        """Return a server that is not running. `key`: the API key that clients must give, None if they need none."""
 
 
 class WebsocketProtocol(ServerProtocol):
@@ -72,4 +70,4 @@ class WebsocketProtocol(ServerProtocol):
 
     def make_server(self, key: str | None = None, tls: TlsFiles | None = None) -> Server:
         context = None if tls is None else tls.make_context()
-        return WebsocketServer(self.open_connection, self.service.limits, key, context)
+        return WebsocketServer(self.service, self.open_connection, key, context)

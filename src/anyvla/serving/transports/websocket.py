@@ -1,4 +1,4 @@
-"""Accept, limit and close websocket connections. `GET /health` needs no websocket and no key."""
+"""Accept, limit and close websocket connections, and answer the requests for status pages at the same port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from anyvla.serving.access import is_authorized
-from anyvla.serving.limits import ServerLimits
+from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.transports.base import Connection, Reply
 from anyvla.serving.transports.pacing import PacedConnection, Turns
 
@@ -31,13 +31,17 @@ class WebsocketServer:
 
     def __init__(
         self,
-        open_connection: Callable[[], Connection],
-        limits: ServerLimits,
+        service: PolicyService,
+        open_connection: Callable[[], Connection] | None,
         key: str | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`open_connection` is called for each new connection. `key` is the key of the clients, if they need one."""
-        self._open_connection, self._limits, self._key, self._tls = open_connection, limits, key, tls
+        """`open_connection` is called for each new connection; None: a server that has the status pages only.
+
+        `key` is the key of the clients, if they need one.
+        """
+        self._service, self._open_connection, self._key, self._tls = service, open_connection, key, tls
+        self._limits = service.limits
         self._opening: dict[PacedConnection, bool] = {}  # in their order; whether the request has arrived
         self._open: dict[PacedConnection, bool] = {}  # whether a request is in progress
         self._stop, self._hurry = asyncio.Event(), False
@@ -67,6 +71,7 @@ class WebsocketServer:
             self._connection,
             sock=bound,
             ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else self._limits.handshake_seconds,
             backlog=_ACCEPT,
             max_size=self._limits.message_bytes,
             max_queue=None,  # PacedConnection bounds it
@@ -100,22 +105,29 @@ class WebsocketServer:
     def _remove(self, connection: PacedConnection) -> None:
         self._opening.pop(connection, None)
         self._open.pop(connection, None)
+        self._service.metrics.connections.set(len(self._open))
 
     def _admit(self, connection: PacedConnection, request: Any) -> Any:
         """Return an HTTP answer, or None for a client that gets its websocket."""
         if connection in self._opening:
             self._opening[connection] = True
-        if request.path.partition("?")[0] in ("/health", "/healthz"):
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        given = request.headers.get_all("Authorization")
+        authorized = self._key is None or (len(given) == 1 and is_authorized(given[0], self._key))
+        page = self._service.status.find(request.path, authorized=authorized)
+        if page is not None:
+            answer = connection.respond(page.status, page.text)
+            del answer.headers["Content-Type"]
+            answer.headers["Content-Type"] = page.content_type
+            return answer
         hosts = request.headers.get_all("Host")
         if any(origin.partition("://")[2] not in hosts for origin in request.headers.get_all("Origin")):
             return connection.respond(http.HTTPStatus.FORBIDDEN, "Pages of other sites are no clients.\n")
-        if self._key is not None:
-            given = request.headers.get_all("Authorization")
-            if len(given) != 1 or not is_authorized(given[0], self._key):
-                answer = connection.respond(http.HTTPStatus.UNAUTHORIZED, "This server needs its API key.\n")
-                answer.headers["WWW-Authenticate"] = 'Basic realm="anyvla"'
-                return answer
+        if not authorized:
+            answer = connection.respond(http.HTTPStatus.UNAUTHORIZED, "This server needs its API key.\n")
+            answer.headers["WWW-Authenticate"] = 'Basic realm="anyvla"'
+            return answer
+        if self._open_connection is None:
+            return connection.respond(http.HTTPStatus.NOT_FOUND, "Here are /healthz, /readyz and /metrics.\n")
         if len(self._open) >= self._limits.connections:
             text = f"The server has its {self._limits.connections} connections; try again later.\n"
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
@@ -127,6 +139,7 @@ class WebsocketServer:
             return
         self._opening.pop(connection, None)
         self._open[connection] = False
+        self._service.metrics.connections.set(len(self._open))
         gone = asyncio.create_task(connection.wait_closed())
         try:
             await self._answer_messages(connection, gone)
@@ -140,6 +153,7 @@ class WebsocketServer:
             self._note(connection, False)
 
     async def _answer_messages(self, connection: PacedConnection, gone: asyncio.Task[None]) -> None:
+        assert self._open_connection is not None  # `_admit` lets nobody in otherwise
         state, pace = self._open_connection(), _Pace(self._limits.requests_per_second)
         greeting = state.greet()
         if greeting is not None:
@@ -153,9 +167,13 @@ class WebsocketServer:
                 return
             self._note(connection, True)
             await pace.wait()
-            reply: Reply = await _unless(gone, state.answer(data)) or Reply()
-            if reply.data is not None:
-                await self._send(connection, reply.data)
+            with self._service.requests.request() as record:
+                reply: Reply | None = await _unless(gone, state.answer(data))
+                if reply is None:
+                    return
+                if reply.data is not None:
+                    await self._send(connection, reply.data)
+                record.finish(reply.error)
             if reply.close is not None:
                 await connection.close(*reply.close)
                 return
