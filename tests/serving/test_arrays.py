@@ -83,6 +83,7 @@ def test_an_image_with_channels_first_arrives_upright_in_rgb() -> None:
             assert (read.height, read.width) == (8, 6)
             assert np.array_equal(read.decode(), PIXELS)
             assert read.decode().flags["C_CONTIGUOUS"]
+            assert read.decode().flags["WRITEABLE"]
     both = np.random.default_rng(1).integers(0, 255, (3, 5, 3), np.uint8)
     assert np.array_equal(read_image(both, "top", LIMITS, "HWC").decode(), both)
     assert np.array_equal(read_image(both, "top", LIMITS, "CHW").decode(), both.transpose(1, 2, 0))

@@ -42,17 +42,17 @@ class EncodedImage:
     layout: Layout = "HWC"  # of raw data
 
     def decode(self) -> UInt8[np.ndarray, "H W 3"]:
-        """Return the pixels. Raises ValueError for damaged data."""
+        """Return the pixels, independent of the message. Raises ValueError for damaged data."""
         if self.format == "raw":
             pixels = np.frombuffer(self.data, np.uint8)
             if self.layout == "CHW":
                 return np.ascontiguousarray(pixels.reshape(3, self.height, self.width).transpose(1, 2, 0))
-            return pixels.reshape(self.height, self.width, 3)
+            return pixels.reshape(self.height, self.width, 3).copy()
         try:
             with Image.open(io.BytesIO(self.data), formats=("PNG", "JPEG")) as image:
                 if (image.mode, image.size) != ("RGB", (self.width, self.height)):
                     raise ValueError(f"it has the mode {image.mode} and the size {image.size}")
-                return np.asarray(image)
+                return np.array(image)
         except Exception as error:  # the libraries below raise anything for damaged data
             raise ValueError(f"image {quote(self.name)} cannot be decoded: {str(error)[:200]}") from None
 

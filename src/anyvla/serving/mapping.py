@@ -42,6 +42,7 @@ class ClientMapping:
     proprio: ProprioKeys = "states"  # one key, in the order of the robot's groups, or the key of each group
     instruction: str = "task_description"
     default_instruction: str | None = None  # for clients that send none; None: then it is an error
+    restart: str = "episode_restart"  # a true value begins a new rollout, as an observation of vla-eval's CALVIN may
     gripper: tuple[Value, Value] | None = None  # the client's values for open and closed; None: as the robot
     action_units: dict[str, str] = Field(default_factory=dict)  # of groups of the action; none: as the robot
     action_rotation: Rotation | None = None  # how the client writes rotations of an action; None: as the robot
@@ -60,6 +61,7 @@ class Request:
     instruction: str
     images: Mapping[str, EncodedImage]  # of the cameras that the policy reads
     proprio: Float32[np.ndarray, "P"]
+    restart: bool = False  # whether it begins a new rollout
 
     def observation(self) -> Observation:
         """Return the observation with its images decoded. Raises ValueError for damaged ones."""
@@ -97,10 +99,10 @@ class Translator:
         `values`: nested maps of arrays, `EncodedImage`, maps that write one of them (`anyvla.serving.arrays`), numbers
         and text. Keys that the mapping doesn't name are not read.
         """
-        instruction, images = self._instruction(values), self._images(values)
-        if self._proprio is None:
-            return Request(instruction, images, np.zeros(self.robot.proprio.size, np.float32))
-        return Request(instruction, images, self._proprio.read(values))
+        unread = np.zeros(self.robot.proprio.size, np.float32)
+        proprio = unread if self._proprio is None else self._proprio.read(values)
+        restart = find(values, self._mapping.restart) is True
+        return Request(self._instruction(values), self._images(values), proprio, restart)
 
     def _instruction(self, values: Mapping[str, Any]) -> str:
         key, most = self._mapping.instruction, self._limits.instruction_characters

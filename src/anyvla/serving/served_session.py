@@ -44,10 +44,11 @@ class ServedSession:
     async def act(self, request: Request) -> Float32[np.ndarray, "A"]:
         """Return the next action of the chunk, or of a new one when `execute` actions were used.
 
-        A new instruction begins a new session. Raises ValueError for an observation that the policy refuses.
+        A new instruction or `request.restart` begins a new rollout. Raises ValueError for an observation that the
+        policy refuses.
         """
         async with self._turn:
-            if self._session is None or request.instruction != self._instruction or not self._remaining:
+            if not self._continues(request) or not self._remaining:
                 resets = self._resets
                 actions = deque((await self._predict(request))[: self._execute])
                 action = actions.popleft()
@@ -59,7 +60,7 @@ class ServedSession:
     async def predict(
         self, request: Request, *, committed: Float32[np.ndarray, "K A"] | None = None
     ) -> Float32[np.ndarray, "N A"]:
-        """Return a whole chunk for an observation. A new instruction begins a new session.
+        """Return a whole chunk for an observation. A new instruction or `request.restart` begins a new rollout.
 
         `committed`: actions in the client's convention that it executes while the policy computes; they replace the
         first K of the chunk. Raises ValueError for an observation that the policy refuses.
@@ -75,13 +76,16 @@ class ServedSession:
 
     async def _predict(self, request: Request) -> Float32[np.ndarray, "N A"]:
         """Predict with a copy of the session, which replaces it unless it was reset in the meantime."""
-        resets = self._resets
-        if self._session is not None and request.instruction == self._instruction:
+        resets, number = self._resets, self._number + request.restart
+        if self._session is not None and self._continues(request):
             session = self._batcher.copy(self._session)
         else:
-            session = await self._batcher.start(request.instruction, self._number, self._translator.robot.name)
+            session = await self._batcher.start(request.instruction, number, self._translator.robot.name)
         chunk = await self._batcher.act(await self._decode(request), session)
         actions = np.stack([self._translator.action(action) for action in chunk.actions])
         if resets == self._resets:
-            self._session, self._instruction = session, request.instruction
+            self._session, self._instruction, self._number = session, request.instruction, number
         return actions
+
+    def _continues(self, request: Request) -> bool:
+        return self._session is not None and request.instruction == self._instruction and not request.restart

@@ -9,7 +9,14 @@ from anyvla.registry import Registry
 if TYPE_CHECKING:
     from anyvla.serving.protocols.base import ServerProtocol
 
-protocols = Registry("protocols", {"vla-eval": "anyvla.serving.protocols.vlaeval:VlaEvalProtocol"})
+protocols = Registry(
+    "protocols",
+    {
+        "openpi": "anyvla.serving.protocols.openpi:OpenpiProtocol",
+        "starvla": "anyvla.serving.protocols.starvla:StarVLAProtocol",
+        "vla-eval": "anyvla.serving.protocols.vlaeval:VlaEvalProtocol",
+    },
+)
 OTHER_NAMES = {"vlaeval": "vla-eval"}
 
 
