@@ -50,7 +50,8 @@ class Running:
         tls: TlsFiles | None = None,
     ) -> None:
         self.limits = limits or ServerLimits()
-        self.service = PolicyService(vla, Translator(mapping, ROBOT, self.limits), execute, self.limits)
+        translator = Translator(mapping, ROBOT, self.limits, reads_proprio=vla.config.proprio != "none")
+        self.service = PolicyService(vla, translator, execute, self.limits)
         self.server = protocol(self.service).make_server(key, tls)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]
