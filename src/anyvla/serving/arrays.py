@@ -213,10 +213,3 @@ def _jpeg_size(data: memoryview, image: str) -> tuple[int, int]:
             return height, width
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise ValueError(f"{image} cannot be decoded: it is a JPEG file without a size")
-
-
-def write_array(value: Any) -> dict[str, Any]:
-    """Return the map that writes an array into a message. Raises TypeError for another value."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"no form for {type(value).__name__}")
-    return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}

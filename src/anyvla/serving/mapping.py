@@ -86,8 +86,7 @@ class Translator:
         for camera in sorted(set(mapping.cameras) - set(robot.cameras)):
             near = suggest(camera, robot.cameras)
             raise ConfigError(f"the mapping names the camera {camera!r}, which the policy has not: {near}")
-        self.mapping, self.robot, self._limits = mapping, robot, limits or ServerLimits()
-        self.reads_proprio = reads_proprio
+        self._mapping, self.robot, self._limits = mapping, robot, limits or ServerLimits()
         self._cameras = {camera: mapping.cameras.get(camera, camera) for camera in robot.cameras}
         self._proprio = ProprioReader(mapping.proprio, robot.proprio, self._limits) if reads_proprio else None
         self._actions = ActionWriter(
@@ -102,14 +101,14 @@ class Translator:
         """
         unread = np.zeros(self.robot.proprio.size, np.float32)
         proprio = unread if self._proprio is None else self._proprio.read(values)
-        restart = find(values, self.mapping.restart) is True
+        restart = find(values, self._mapping.restart) is True
         return Request(self._instruction(values), self._images(values), proprio, restart)
 
     def _instruction(self, values: Mapping[str, Any]) -> str:
-        key, most = self.mapping.instruction, self._limits.instruction_characters
+        key, most = self._mapping.instruction, self._limits.instruction_characters
         text = read_text(find(values, key))
-        if text is MISSING and self.mapping.default_instruction is not None:
-            text = self.mapping.default_instruction
+        if text is MISSING and self._mapping.default_instruction is not None:
+            text = self._mapping.default_instruction
         if text is MISSING:
             raise ValueError(
                 f"the observation has no {quote(key)}, it has {describe_keys(values)}: it must say what to do, in text"
@@ -123,15 +122,15 @@ class Translator:
         return check_instruction(text)
 
     def _images(self, values: Mapping[str, Any]) -> dict[str, EncodedImage]:
-        several = values.get(self.mapping.images)
+        several = values.get(self._mapping.images)
         if isinstance(several, Mapping | list) and len(several) > self._limits.cameras:
             raise ValueError(
-                f"{self.mapping.images!r} has {len(several)} cameras; at most {self._limits.cameras} are accepted"
+                f"{self._mapping.images!r} has {len(several)} cameras; at most {self._limits.cameras} are accepted"
             )
         return {ours: self._image(values, ours, theirs) for ours, theirs in self._cameras.items()}
 
     def _image(self, values: Mapping[str, Any], camera: str, key: str) -> EncodedImage:
-        found = find(values, f"{self.mapping.images}/{key}")
+        found = find(values, f"{self._mapping.images}/{key}")
         if found is MISSING:
             found = find(values, key)
         if found is MISSING:
@@ -140,7 +139,7 @@ class Translator:
                 f"camera {camera!r}; name the client's key in --mapping, or have it send that one "
                 "(vla-eval: send_wrist_image)"
             )
-        return read_image(found, key, self._limits, self.mapping.layout)
+        return read_image(found, key, self._limits, self._mapping.layout)
 
     def action(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:
         """Return an action in the client's convention. Raises ValueError if it is not finite."""

@@ -30,10 +30,10 @@ class ServedSession:
         self._resets = 0
         self._turn = asyncio.Lock()  # requests of one session take turns
 
-    def reset(self, seed: int | None = None) -> None:
-        """Begin a new rollout with the next request, with an empty history. `seed`: of its noise; None: another one."""
+    def reset(self) -> None:
+        """Begin a new rollout with the next request, with an empty history and other noise."""
         self.end()
-        self._number = self._number + 1 if seed is None else seed
+        self._number += 1
 
     def end(self) -> None:
         """Discard the history and the rest of the chunk."""

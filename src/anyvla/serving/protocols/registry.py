@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 protocols = Registry(
     "protocols",
     {
-        "anyvla": "anyvla.serving.protocols.anyvla:AnyvlaProtocol",
         "openpi": "anyvla.serving.protocols.openpi:OpenpiProtocol",
         "starvla": "anyvla.serving.protocols.starvla:StarVLAProtocol",
         "vla-eval": "anyvla.serving.protocols.vlaeval:VlaEvalProtocol",
