@@ -26,7 +26,7 @@ from anyvla.serving.limits import ServerLimits
 from anyvla.serving.listening import bind
 from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.serving.policy_service import PolicyService
-from anyvla.serving.protocols.base import WebsocketProtocol
+from anyvla.serving.protocols.base import ServerProtocol
 from anyvla.serving.protocols.vlaeval import VlaEvalProtocol
 from anyvla.serving.tls import TlsFiles
 from anyvla.types import Observation
@@ -45,12 +45,13 @@ class Running:
         limits: ServerLimits | None = None,
         key: str | None = None,
         execute: int | None = None,
-        protocol: type[WebsocketProtocol] = VlaEvalProtocol,
+        protocol: type[ServerProtocol] = VlaEvalProtocol,
         mapping: ClientMapping = MAPPING,
         tls: TlsFiles | None = None,
     ) -> None:
         self.limits = limits or ServerLimits()
-        self.service = PolicyService(vla, Translator(mapping, ROBOT, self.limits), execute, self.limits)
+        translator = Translator(mapping, ROBOT, self.limits, reads_proprio=vla.config.proprio != "none")
+        self.service = PolicyService(vla, translator, execute, self.limits)
         self.server = protocol(self.service).make_server(key, tls)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]

@@ -89,7 +89,7 @@ def _read(run: Path | None) -> PlayedCheckpoint:
     from anyvla.play.checkpoints import SHIPPED, read_checkpoint
 
     if run is None:
-        return read_checkpoint(SHIPPED, "the shipped policy")
+        return read_checkpoint(SHIPPED, "The policy that comes with anyvla")
     folder = run
     if not (run / "config.yaml").is_file():
         from anyvla.checkpoint.files import checkpoint_of

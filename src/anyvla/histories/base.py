@@ -70,10 +70,6 @@ class History(ABC):
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
         """Return copies that can take further steps without a change to `states`."""
 
-    def count_seen_steps(self, backbone: Backbone, calls: int) -> list[int]:
-        """Return the number of steps that a session sees at each of its first `calls` calls, the newest included."""
-        return [min(call + 1, self.window) for call in range(calls)]
-
     @abstractmethod
     def read_windows(
         self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from anyvla.config import ConfigError
@@ -38,8 +39,8 @@ class House:
             stages = self._start_stages()
             facts = stages[0].describe()
             robot = check_robot(self._played[0], facts.embodiment, self.name)
-            stages[0].reset(facts.suite.tasks[0].name, 0)
-            stages[0].draw()  # compiles the shaders of the driver
+            with ThreadPoolExecutor(len(stages)) as threads:
+                list(threads.map(lambda stage: _draw_first(stage, facts), stages))
         except BenchmarkUnusable as error:
             raise ConfigError(str(error)) from None
         with self._lock:
@@ -55,13 +56,12 @@ class House:
         return self._policies is not None
 
     def _start_stages(self) -> list[Stage]:
-        stages: list[Stage] = []
-        try:
-            for _ in self._played:
-                stages.append(Stage(self._spec, self._suite))
-        except BaseException:
+        with ThreadPoolExecutor(len(self._played)) as threads:
+            starting = [threads.submit(Stage, self._spec, self._suite) for _ in self._played]
+        stages = [one.result() for one in starting if one.exception() is None]
+        for error in filter(None, (one.exception() for one in starting)):
             _close(stages)
-            raise
+            raise error
         return stages
 
     def describe(self) -> dict[str, Any]:
@@ -100,6 +100,12 @@ class House:
             _close(stages)
         if self._policies is not None:
             self._policies.close()
+
+
+def _draw_first(stage: Stage, facts: StageFacts) -> None:
+    """Load the first scene and compile the shaders of the driver, which takes seconds."""
+    stage.reset(facts.suite.tasks[0].name, 0)
+    stage.draw()
 
 
 def _close(stages: Sequence[Stage]) -> None:

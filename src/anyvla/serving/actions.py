@@ -9,7 +9,14 @@ from jaxtyping import Float32
 
 from anyvla.config import ConfigError
 from anyvla.registry import suggest
-from anyvla.robot.rotations import canonicalize, check_convertible, from_quaternions, read_rotations
+from anyvla.robot.rotations import (
+    canonicalize,
+    check_convertible,
+    from_quaternions,
+    read_rotations,
+    to_quaternions,
+    write_rotations,
+)
 from anyvla.robot.space import ROTATION_DIMS, ActionSpace, Group, Rotation
 from anyvla.robot.units import unit_ratio
 from anyvla.serving.proprio import split_key
@@ -53,6 +60,22 @@ class ActionWriter:
             share = (action[where] - closed) / (opened - closed)  # 1 open, 0 closed
             theirs[where] = self._gripper[1] + share * (self._gripper[0] - self._gripper[1])
         return theirs
+
+    def invert(self, theirs: Float32[np.ndarray, "K A"]) -> Float32[np.ndarray, "K A"]:
+        """Return actions of a client as the robot writes them. Raises ValueError for another size, or no rotation."""
+        if theirs.ndim != 2 or theirs.shape[1] != self._space.size:
+            groups = ", ".join(f"{group.name} {group.size}" for group in self._space.groups)
+            raise ValueError(f"actions have the shape {theirs.shape}, (K, {self._space.size}) is needed: {groups}")
+        own = np.array(theirs, np.float64) if self._factors is None else theirs / self._factors
+        for group in self._rotations:
+            assert self._rotation is not None
+            where = self._slices[group.name]
+            own[:, where] = write_rotations(group, canonicalize(to_quaternions(theirs[:, where], self._rotation)))
+        for where, opened, closed in self._grippers:
+            assert self._gripper is not None
+            share = (theirs[:, where] - self._gripper[1]) / (self._gripper[0] - self._gripper[1])  # 1 open, 0 closed
+            own[:, where] = closed + share * (opened - closed)
+        return own.astype(np.float32)
 
     def _find_grippers(self, theirs: tuple[float, float]) -> list[tuple[slice, float, float]]:
         """Return the dims of each gripper, and its values for open and closed, unless the client's are the same."""

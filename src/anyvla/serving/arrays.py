@@ -70,7 +70,7 @@ def read_image(value: Any, name: str, limits: ServerLimits, layout: Layout | Non
     elif not isinstance(value, Mapping):
         raise ValueError(f"{image} is of type {type(value).__name__}; a map with __image__ or __ndarray__ is needed")
     elif value.get("__ndarray__") or value.get("format") == "raw":
-        read = _of_array(_view(value, image, limits.image_bytes), name, layout)
+        read = _of_array(view_array(value, image, limits.image_bytes), name, layout)
     elif value.get("__image__"):
         form, data = value.get("format"), _data(value, image, limits.image_bytes)
         if form not in ("png", "jpeg"):
@@ -138,7 +138,7 @@ def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         array = value
     elif isinstance(value, Mapping) and value.get("__ndarray__"):
-        array = _view(value, quote(name), limits.array_bytes)
+        array = view_array(value, quote(name), limits.array_bytes)
     elif isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
         array = np.array(value, np.float64)
     else:
@@ -149,7 +149,7 @@ def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
     return array.ravel()
 
 
-def _view(value: Mapping[str, Any], name: str, most: int) -> np.ndarray:
+def view_array(value: Mapping[str, Any], name: str, most: int) -> np.ndarray:
     """Return an array over the bytes of a message, after checking its declared type and shape."""
     missing = [key for key in ("dtype", "shape", "data") if key not in value]
     if missing:
@@ -213,3 +213,10 @@ def _jpeg_size(data: memoryview, image: str) -> tuple[int, int]:
             return height, width
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise ValueError(f"{image} cannot be decoded: it is a JPEG file without a size")
+
+
+def write_array(value: Any) -> dict[str, Any]:
+    """Return the map that writes an array into a message. Raises TypeError for another value."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"no form for {type(value).__name__}")
+    return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}

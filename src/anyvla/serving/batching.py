@@ -20,18 +20,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+from jaxtyping import Float32
+
 from anyvla.policy import VLA
 from anyvla.serving.metrics import Metrics
 from anyvla.session import Session, copy_sessions
 from anyvla.types import Chunk, Observation
 
 T = TypeVar("T")
+Committed = Float32[np.ndarray, "K A"] | None  # actions that a chunk must begin with
 
 
 @dataclass(frozen=True)
 class _Waiting:
     observation: Observation
     session: Session
+    committed: Committed
     answer: asyncio.Future[Chunk]
     arrived: float = field(default_factory=time.perf_counter)
 
@@ -61,11 +66,11 @@ class Batcher:
         self._running: asyncio.Task[None] | None = None
         self.sizes: deque[int] = deque(maxlen=1000)  # of the last batches
 
-    async def act(self, observation: Observation, session: Session) -> Chunk:
+    async def act(self, observation: Observation, session: Session, committed: Committed = None) -> Chunk:
         """Return the next chunk of one session, unless canceled. Raises ValueError like `VLA.act`, and BusyError."""
         if len(self._waiting) >= self._pending:
             raise BusyError(f"the server is busy: {self._pending} requests wait for the policy; try again later")
-        item = _Waiting(observation, session, asyncio.get_running_loop().create_future())
+        item = _Waiting(observation, session, committed, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
         if len(self._waiting) >= self._expected:
             self._enough.set()
@@ -104,9 +109,11 @@ class Batcher:
         self.sizes.append(len(group))
         self._metrics.add_batch(len(group))
         observations, sessions = [item.observation for item in group], [item.session for item in group]
+        committed = [item.committed for item in group]
+        known = () if all(of is None for of in committed) else (committed,)
         begin = time.perf_counter()
         try:
-            chunks = await self._thread.call(lambda: self._vla.act(observations, sessions))
+            chunks = await self._thread.call(lambda: self._vla.act(observations, sessions, *known))
         except Exception as error:
             if len(group) > 1:
                 await self._answer(group[: len(group) // 2])

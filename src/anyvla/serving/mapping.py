@@ -24,7 +24,7 @@ from anyvla.serving.arrays import EncodedImage, Layout, read_image, read_text
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import quote
 from anyvla.serving.observation_keys import MISSING, describe_keys, find
-from anyvla.serving.proprio import ProprioKeys, ProprioReader, Value
+from anyvla.serving.proprio import ProprioKeys, ProprioReader, Value, split_key
 from anyvla.text import check_instruction
 from anyvla.types import Observation
 
@@ -86,7 +86,8 @@ class Translator:
         for camera in sorted(set(mapping.cameras) - set(robot.cameras)):
             near = suggest(camera, robot.cameras)
             raise ConfigError(f"the mapping names the camera {camera!r}, which the policy has not: {near}")
-        self._mapping, self.robot, self._limits = mapping, robot, limits or ServerLimits()
+        self.mapping, self.robot, self._limits = mapping, robot, limits or ServerLimits()
+        self.reads_proprio = reads_proprio
         self._cameras = {camera: mapping.cameras.get(camera, camera) for camera in robot.cameras}
         self._proprio = ProprioReader(mapping.proprio, robot.proprio, self._limits) if reads_proprio else None
         self._actions = ActionWriter(
@@ -101,14 +102,14 @@ class Translator:
         """
         unread = np.zeros(self.robot.proprio.size, np.float32)
         proprio = unread if self._proprio is None else self._proprio.read(values)
-        restart = find(values, self._mapping.restart) is True
+        restart = find(values, self.mapping.restart) is True
         return Request(self._instruction(values), self._images(values), proprio, restart)
 
     def _instruction(self, values: Mapping[str, Any]) -> str:
-        key, most = self._mapping.instruction, self._limits.instruction_characters
+        key, most = self.mapping.instruction, self._limits.instruction_characters
         text = read_text(find(values, key))
-        if text is MISSING and self._mapping.default_instruction is not None:
-            text = self._mapping.default_instruction
+        if text is MISSING and self.mapping.default_instruction is not None:
+            text = self.mapping.default_instruction
         if text is MISSING:
             raise ValueError(
                 f"the observation has no {quote(key)}, it has {describe_keys(values)}: it must say what to do, in text"
@@ -122,15 +123,15 @@ class Translator:
         return check_instruction(text)
 
     def _images(self, values: Mapping[str, Any]) -> dict[str, EncodedImage]:
-        several = values.get(self._mapping.images)
+        several = values.get(self.mapping.images)
         if isinstance(several, Mapping | list) and len(several) > self._limits.cameras:
             raise ValueError(
-                f"{self._mapping.images!r} has {len(several)} cameras; at most {self._limits.cameras} are accepted"
+                f"{self.mapping.images!r} has {len(several)} cameras; at most {self._limits.cameras} are accepted"
             )
         return {ours: self._image(values, ours, theirs) for ours, theirs in self._cameras.items()}
 
     def _image(self, values: Mapping[str, Any], camera: str, key: str) -> EncodedImage:
-        found = find(values, f"{self._mapping.images}/{key}")
+        found = find(values, f"{self.mapping.images}/{key}")
         if found is MISSING:
             found = find(values, key)
         if found is MISSING:
@@ -139,11 +140,31 @@ class Translator:
                 f"camera {camera!r}; name the client's key in --mapping, or have it send that one "
                 "(vla-eval: send_wrist_image)"
             )
-        return read_image(found, key, self._limits, self._mapping.layout)
+        return read_image(found, key, self._limits, self.mapping.layout)
 
     def action(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:
         """Return an action in the client's convention. Raises ValueError if it is not finite."""
         return self._actions.convert(action)
+
+    def own_actions(self, theirs: Float32[np.ndarray, "K A"]) -> Float32[np.ndarray, "K A"]:
+        """Return actions of a client as the robot writes them, the inverse of `action`. Raises ValueError."""
+        return self._actions.invert(theirs)
+
+    @property
+    def client_keys(self) -> dict[str, list[str]]:
+        """Return the client's keys of images, of proprio and of the instruction, and its names of actions."""
+        proprio = self.mapping.proprio
+        if isinstance(proprio, str):
+            groups = [f"{proprio}/{group.name}" for group in self.robot.proprio.groups]
+        else:
+            sources = [source.key for source in proprio.values()]
+            groups = [key for keys in sources for key in ((keys,) if isinstance(keys, str) else keys)]
+        return {
+            "images": list(self._cameras.values()),
+            "proprio": list(dict.fromkeys(split_key(key)[0] for key in groups)),
+            "instruction": [self.mapping.instruction],
+            "actions": list(self._actions.parts),
+        }
 
     def split(self, actions: Float32[np.ndarray, "N A"]) -> dict[str, Float32[np.ndarray, "N G"]]:
         """Return actions in the client's convention by the names that the client has for their parts."""

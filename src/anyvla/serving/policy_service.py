@@ -45,7 +45,9 @@ class PolicyService:
             self.metrics,
         )
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
-        self._named = SessionStore(self.open_session, self.limits.sessions, self.limits.session_seconds)
+        self._stores: list[SessionStore[Any]] = []
+        self.metrics.sessions.set_function(lambda: sum(map(len, self._stores)))
+        self._named = self.store_sessions(self.open_session)
 
     def open_session(self) -> ServedSession:
         """Return a new session, for a connection."""
@@ -56,14 +58,18 @@ class PolicyService:
 
         Raises ValueError for an unsuitable name, and if there are too many sessions.
         """
-        session = self._named.find(name)
-        self.metrics.sessions.set(len(self._named))
-        return session
+        return self._named.find(name)
+
+    def store_sessions(self, make: Callable[[], T]) -> SessionStore[T]:
+        """Return a store for named sessions of a protocol that keeps more of them than the policy does."""
+        store = SessionStore(make, self.limits.sessions, self.limits.session_seconds)
+        self._stores.append(store)
+        return store
 
     def expire_sessions(self) -> None:
         """Forget named sessions that were idle for `limits.session_seconds`."""
-        self._named.expire()
-        self.metrics.sessions.set(len(self._named))
+        for store in self._stores:
+            store.expire()
 
     async def warm_up(self) -> None:
         """Predict once, as the first prediction is slow. Raises ValueError if the policy cannot predict."""
@@ -77,7 +83,6 @@ class PolicyService:
         """Return the facts that hello messages and metadata consist of: names, numbers and lists, as for JSON."""
         size = self.vla.config.view.size
         return {
-            "policy": self.vla.identify(),
             "robot": self.robot.name,
             "control_hz": self.robot.control_hz,
             "cameras": {camera: None if size is None else list(size) for camera in self.robot.cameras},

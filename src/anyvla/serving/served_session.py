@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
@@ -15,6 +17,17 @@ from anyvla.session import Session
 from anyvla.types import Observation
 
 Decode = Callable[[Request], Awaitable[Observation]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A chunk in the client's convention, and the state of the rollout after it; `ServedSession` takes it over."""
+
+    actions: Float32[np.ndarray, "N A"]
+    session: Session
+    instruction: str
+    number: int  # of the rollout
+    resets: int  # of the rollout when it was predicted
 
 
 class ServedSession:
@@ -30,10 +43,10 @@ class ServedSession:
         self._resets = 0
         self._turn = asyncio.Lock()  # requests of one session take turns
 
-    def reset(self) -> None:
-        """Begin a new rollout with the next request, with an empty history and other noise."""
+    def reset(self, seed: int | None = None) -> None:
+        """Begin a new rollout with the next request, with an empty history. `seed`: of its noise; None: another one."""
         self.end()
-        self._number += 1
+        self._number = self._number + 1 if seed is None else seed
 
     def end(self) -> None:
         """Discard the history and the rest of the chunk."""
@@ -49,12 +62,10 @@ class ServedSession:
         """
         async with self._turn:
             if not self._continues(request) or not self._remaining:
-                resets = self._resets
-                actions = deque((await self._predict(request))[: self._execute])
-                action = actions.popleft()
-                if resets == self._resets:
-                    self._remaining = actions
-                return action
+                prediction = await self._predict(request)
+                first, *others = prediction.actions[: self._execute]
+                self._take(prediction, others)
+                return first
             return self._remaining.popleft()
 
     async def predict(
@@ -62,30 +73,54 @@ class ServedSession:
     ) -> Float32[np.ndarray, "N A"]:
         """Return a whole chunk for an observation. A new instruction or `request.restart` begins a new rollout.
 
-        `committed`: actions in the client's convention that it executes while the policy computes; they replace the
-        first K of the chunk. Raises ValueError for an observation that the policy refuses.
+        `committed`: actions in the client's convention that it executes while the policy computes. The chunk begins
+        with them (`VLA.act`). Raises ValueError for an observation or actions that the policy refuses.
         """
         async with self._turn:
-            resets = self._resets
-            actions = await self._predict(request)
-            if resets == self._resets:
-                self._remaining = deque()
-        if committed is not None:
-            actions = np.concatenate([committed, actions[len(committed) :]])[: len(actions)]
-        return actions
+            prediction = await self._predict(request, committed)
+            self._take(prediction)
+            return prediction.actions
 
-    async def _predict(self, request: Request) -> Float32[np.ndarray, "N A"]:
-        """Predict with a copy of the session, which replaces it unless it was reset in the meantime."""
+    def _take(self, prediction: Prediction, remaining: Sequence[Float32[np.ndarray, "A"]] = ()) -> None:
+        """Continue from a prediction, unless the rollout was reset in the meantime."""
+        if prediction.resets == self._resets:
+            self._session, self._instruction = prediction.session, prediction.instruction
+            self._number, self._remaining = prediction.number, deque(remaining)
+
+    async def _predict(self, request: Request, committed: Float32[np.ndarray, "K A"] | None = None) -> Prediction:
+        """Predict with a copy of the session, which changes nothing yet."""
         resets, number = self._resets, self._number + request.restart
+        begin = None if committed is None else self._translator.own_actions(committed)
         if self._session is not None and self._continues(request):
             session = self._batcher.copy(self._session)
         else:
             session = await self._batcher.start(request.instruction, number, self._translator.robot.name)
-        chunk = await self._batcher.act(await self._decode(request), session)
+        chunk = await self._batcher.act(await self._decode(request), session, begin)
         actions = np.stack([self._translator.action(action) for action in chunk.actions])
-        if resets == self._resets:
-            self._session, self._instruction, self._number = session, request.instruction, number
-        return actions
+        return Prediction(actions, session, request.instruction, number, resets)
 
     def _continues(self, request: Request) -> bool:
         return self._session is not None and request.instruction == self._instruction and not request.restart
+
+
+async def predict_together(
+    sessions: Sequence[ServedSession], requests: Sequence[Request]
+) -> list[Float32[np.ndarray, "N A"]]:
+    """Return the chunk of each of several rollouts. If one can't be predicted, none of them changes.
+
+    Raises the error of the first one that fails; a ValueError names its number.
+    """
+    async with contextlib.AsyncExitStack() as turns:
+        for session in sessions:
+            await turns.enter_async_context(session._turn)
+        predicting = [session._predict(request) for session, request in zip(sessions, requests, strict=True)]
+        predictions: list[Prediction] = []
+        for number, outcome in enumerate(await asyncio.gather(*predicting, return_exceptions=True)):
+            if isinstance(outcome, ValueError) and len(sessions) > 1:
+                raise type(outcome)(f"robot {number} of the batch: {outcome}") from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+            predictions.append(outcome)
+        for session, prediction in zip(sessions, predictions, strict=True):
+            session._take(prediction)
+        return [prediction.actions for prediction in predictions]

@@ -37,6 +37,16 @@ class SessionStore(Generic[S]):
         self._used[name] = self._clock()
         return session
 
+    def get(self, name: str) -> S | None:
+        """Return the session of a name, or None if it was never made or is forgotten."""
+        self.expire()
+        return self.find(name) if name in self._sessions else None
+
+    def drop(self, name: str) -> None:
+        """Forget a session."""
+        self._sessions.pop(name, None)
+        self._used.pop(name, None)
+
     def expire(self) -> None:
         """Forget the sessions that were idle for too long."""
         now = self._clock()

@@ -1,6 +1,6 @@
 // The page's connection and what it shows. Commands go out as JSON; texts and pictures come in (play/messages.py).
 import { Controls } from "./controls.js";
-import { Pane } from "./pane.js";
+import { Pane, judge } from "./pane.js";
 
 const $ = (id) => document.getElementById(id);
 const RETRY_MS = 2000;
@@ -89,7 +89,10 @@ function describe(now) {
   if (now.mode === "loading") return ["The policy is loading; then it will obey", now.instruction];
   if (now.mode === "acting") return ["Obeying", now.instruction];
   if (now.mode === "paused") return ["Paused, on its way to", now.instruction];
-  if (now.outcomes.some(Boolean)) return ["Done. Give another instruction, or a new start."];
+  if (now.outcomes.some(Boolean)) {
+    const verdicts = now.outcomes.map((outcome) => judge(outcome, now)).filter(Boolean).map((verdict) => verdict.text);
+    return [`${[...new Set(verdicts)].join("; ")}. Give another instruction, or a new start.`];
+  }
   if (now.gave_up) return ["It reached no goal and stopped. Try a new start, or another instruction."];
   if (now.instruction) return ["Stopped."];
   return ["Ready. Type an instruction or choose one; you can interrupt it with another at any time."];

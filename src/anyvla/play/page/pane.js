@@ -93,7 +93,7 @@ export class Pane {
 
   advance(executed) {
     const { path, execute } = this.chunk || {};
-    this.charts.advance(this.chunk ? executed : 0);
+    if (this.chunk) this.charts.advance(executed);
     const part = (from, to) => (path ? path.slice(from, to).map((point) => point.join(",")).join(" ") : "");
     this.lines.edge.setAttribute("points", part(executed, execute + 1));
     this.lines.done.setAttribute("points", part(0, executed + 1));
@@ -118,12 +118,12 @@ export class Pane {
     }
     this.speed = state.speed;
     this.place(state.object);
-    if (state.mode === "idle" && (!state.instruction || shown)) this.forget();
+    if (!state.instruction) this.charts.clear();
+    if (state.mode === "idle") this.forget();
   }
 
   forget() {
     this.chunk = null;
-    this.charts.clear();
     for (const line of Object.values(this.lines)) line.setAttribute("points", "");
   }
 }

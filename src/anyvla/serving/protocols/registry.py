@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 protocols = Registry(
     "protocols",
     {
+        "anyvla": "anyvla.serving.protocols.anyvla:AnyvlaProtocol",
+        "groot": "anyvla.serving.protocols.groot:GrootProtocol",
         "openpi": "anyvla.serving.protocols.openpi:OpenpiProtocol",
         "starvla": "anyvla.serving.protocols.starvla:StarVLAProtocol",
         "vla-eval": "anyvla.serving.protocols.vlaeval:VlaEvalProtocol",

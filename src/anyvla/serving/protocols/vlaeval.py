@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-import numpy as np
 
 from anyvla import __version__
+from anyvla.serving.arrays import write_array
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import Request
 from anyvla.serving.msgpack_reader import MessageError, read_msgpack
@@ -101,8 +101,6 @@ class Conversation:
             "protocol_version": PROTOCOL,
             "model_server": f"anyvla/{facts['robot']}",
             "capabilities": {
-                "policy": facts["policy"],
-                "robot": facts["robot"],
                 "chunk": facts["chunk"],
                 "execute": facts["execute"],
                 "cameras": list(facts["cameras"]),
@@ -132,11 +130,5 @@ def read_message(data: bytes | str, limits: ServerLimits) -> Message:
 
 def _write(kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
     message = {"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()}
-    data: bytes = msgpack.packb(message, default=_encode, use_bin_type=True)
+    data: bytes = msgpack.packb(message, default=write_array, use_bin_type=True)
     return data
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
-    raise TypeError(f"no form for {type(value).__name__}")

@@ -20,6 +20,7 @@ from anyvla.serving.access import is_authorized
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.transports.base import Connection, Reply
 from anyvla.serving.transports.pacing import PacedConnection, Turns
+from anyvla.serving.transports.rate import Rate
 
 log = logging.getLogger(__name__)
 _ACCEPT = 16  # new connections in one turn of the event loop; the kernel queues the others
@@ -154,7 +155,7 @@ class WebsocketServer:
 
     async def _answer_messages(self, connection: PacedConnection, gone: asyncio.Task[None]) -> None:
         assert self._open_connection is not None  # `_admit` lets nobody in otherwise
-        state, pace = self._open_connection(), _Pace(self._limits.requests_per_second)
+        state, pace = self._open_connection(), Rate(self._limits.requests_per_second)
         greeting = state.greet()
         if greeting is not None:
             await self._send(connection, greeting)
@@ -205,20 +206,6 @@ class WebsocketServer:
         if closing:
             await asyncio.wait(closing.values(), timeout=1.0)
         return sum(self._open.values())
-
-
-class _Pace:
-    """Limit the requests per second; after a pause, as many may pass at once."""
-
-    def __init__(self, per_second: int) -> None:
-        self._per_second = per_second
-        self._next = 0.0  # when the request after the allowed burst may pass
-
-    async def wait(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._next = max(self._next, now - 1) + 1 / self._per_second
-        if self._next > now:
-            await asyncio.sleep(self._next - now)
 
 
 async def _unless(gone: asyncio.Task[None], work: Any) -> Any:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from anyvla.serving.transports.websocket import _Pace
+from anyvla.serving.transports.rate import Rate
 
 
 def test_requests_pass_at_their_pace_and_a_second_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_requests_pass_at_their_pace_and_a_second_of_them_at_once(monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setattr(loop, "time", lambda: clock[0])
             patch.setattr(asyncio, "sleep", sleep)
-            pace = _Pace(10)
+            pace = Rate(10)
             for _ in range(14):
                 await pace.wait()
             assert clock[0] == pytest.approx(100.4)
