@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serving.clients import Raw, Running, attackers, frame, image, median, pack, payload, seen
+from anyvla.policy import VLA
+from anyvla.types import Observation
+from tests.serving.clients import ROBOT, Raw, Running, attackers, frame, image, median, pack, seen
+from tests.serving.protocols.wires import WIRES, Wire
 
 
 def pings(server: Running, stop: threading.Event) -> None:
@@ -37,39 +40,36 @@ def garbage(server: Running, stop: threading.Event) -> None:
         Raw(server).flood(frame(b"\xc1") * 10000, stop)
 
 
-def huge_instruction() -> bytes:
-    return pack("observation", {**payload(seen(1)), "task_description": "open " * 3_000_000})
+def huge_instruction(wire: Wire) -> Any:
+    return wire.observation(seen(1), "open " * 3_000_000)
 
 
-def huge_map() -> bytes:
-    return pack("observation", {str(i): i for i in range(1_000_000)})
+def huge_map(wire: Wire) -> Any:
+    return {str(i): i for i in range(1_000_000)}
 
 
-def many_empty_lists() -> bytes:
-    one = b"\xdc\xff\xff" + b"\x90" * 65535
-    return b"\x83\xa4type\xabobservation\xa3seq\x01\xa7payload\x81\xa1a\xdc\x00\xf0" + one * 240
+def many_empty_lists(wire: Wire) -> Any:
+    return {"a": [[[]] * 65535] * 240}
 
 
-def deep() -> bytes:
+def deep(wire: Wire) -> Any:
     return b"\x81\xa4type" + b"\x91" * 15_000_000
 
 
-def image_bombs() -> bytes:
-    """Return images of 36 million pixels in 100 kB, of a camera that the policy reads and of 12 others."""
-    sent = payload(seen(1))
-    sent["images"] |= {f"unread {i}": bomb() for i in range(12)} | {"their_corner": bomb()}
-    return pack("observation", sent)
+def image_bombs(wire: Wire) -> Any:
+    """Return images of 36 million pixels in 100 kB, of the cameras that the policy reads and of 12 others."""
+    unread = {f"unread {i}": bomb() for i in range(12)}
+    return wire.observation(Observation(dict.fromkeys(ROBOT.cameras, bomb()), seen(1).proprio), "open it", **unread)
 
 
-def large_images() -> bytes:
-    return pack("observation", payload(seen(1, 1024)))
+def large_images(wire: Wire) -> Any:
+    return wire.observation(seen(1, 1024), "open it")
 
 
-def slow_images() -> bytes:
+def slow_images(wire: Wire) -> Any:
     """Return progressive JPEG files, which are decoded in many passes, of as many pixels as the limits allow."""
-    sent = payload(seen(1))
     passes = image(np.zeros((2048, 2048, 3), np.uint8), "jpeg", progressive=True)
-    return pack("observation", sent | {"images": dict.fromkeys(sent["images"], passes)})
+    return wire.observation(Observation(dict.fromkeys(ROBOT.cameras, passes), seen(1).proprio), "open it")
 
 
 def hellos(server: Running, stop: threading.Event) -> None:
@@ -166,11 +166,23 @@ def test_health_is_answered_under_attack(server: Running, attack: Callable[[Runn
     check(server, lambda stop: attack(server, stop))
 
 
+MESSAGES = [huge_instruction, huge_map, many_empty_lists, deep, image_bombs, large_images, slow_images]
+# The transport and the reader are the same for all protocols; the quick tests try what the adapters read.
+QUICK = [("vla-eval", m) for m in MESSAGES] + [(w, m) for w in WIRES for m in (image_bombs, large_images)]
+SLOW = [(wire, m) for wire in WIRES for m in MESSAGES if (wire, m) not in QUICK]
+
+
 @pytest.mark.parametrize(
-    "message", [huge_instruction, huge_map, many_empty_lists, deep, image_bombs, large_images, slow_images]
+    ("name", "message"),
+    [*dict.fromkeys(QUICK), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_health_is_answered_while_a_large_message_is_repeated(server: Running, message: Callable[[], bytes]) -> None:
-    sent = frame(message())
+def test_health_is_answered_while_a_large_message_is_repeated(
+    vla: VLA, running: Callable[..., Running], name: str, message: Callable[[Wire], Any]
+) -> None:
+    wire = WIRES[name]()
+    server = running(vla, protocol=wire.protocol, mapping=wire.mapping)
+    content = message(wire)
+    sent = frame(content if isinstance(content, bytes) else wire.pack(wire.wrap(content)))
 
     def attack(stop: threading.Event) -> None:
         while not stop.is_set():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import Any
 
 import msgpack
 import numpy as np
@@ -19,10 +18,10 @@ from hypothesis import strategies as st
 
 from anyvla.policy import VLA
 from anyvla.serving.limits import ServerLimits
-from tests.serving.clients import Raw, Running, answer, dial, frame, image, pack, payload, seen
+from tests.serving.clients import Raw, Running, frame, image, seen
+from tests.serving.protocols.wires import WIRES, Wire
 
 LIMITS = ServerLimits(close_seconds=1, pings_per_second=1000, requests_per_second=10000)
-LAST = 2**40  # the number of the message after which all answers must have come
 
 scalars = st.one_of(
     st.none(),
@@ -42,6 +41,7 @@ arrays = st.fixed_dictionaries(
     {"__ndarray__": st.just(True) | scalars},
     optional={"dtype": dtypes, "shape": shapes, "data": st.binary(max_size=200) | scalars},
 )
+arrays |= arrays.map(lambda array: {key.encode(): value for key, value in array.items()})  # as openpi's clients
 PNG = image(np.zeros((32, 32, 3), np.uint8))["data"]
 JPEG = image(np.zeros((32, 32, 3), np.uint8), "jpeg")["data"]
 
@@ -71,47 +71,31 @@ values = st.recursive(
     lambda v: st.lists(v, max_size=5) | st.dictionaries(st.text(max_size=9) | st.binary(max_size=9), v, max_size=5),
     max_leaves=20,
 )
-GOOD = payload(seen(1))
-observations = st.fixed_dictionaries(
-    {},
-    optional={
-        "images": st.fixed_dictionaries({}, optional=dict.fromkeys(GOOD["images"], values))
-        | values
-        | st.just(GOOD["images"]),
-        "states": st.just(GOOD["states"]) | values,
-        "task_description": st.just("go") | values,
-        "more": values,
-    },
-)
-kinds = st.sampled_from(["hello", "observation", "observation", "episode_start", "episode_end", "action", "error"])
-whole_messages = st.fixed_dictionaries({"type": kinds, "payload": observations, "seq": st.integers(0, 2**30)})
-odd_messages = st.fixed_dictionaries(
-    {}, optional={"type": kinds | values, "payload": observations | values, "seq": values}
-)
 
 
-def packed(message: Any) -> bytes:
-    def encode(value: np.ndarray) -> Any:
-        return image(value) if value.ndim == 3 else {
-            "__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)
-        }  # fmt: skip
+def bodies(wire: Wire) -> st.SearchStrategy[bytes]:
+    """Return whole messages, of which many are wrong in one part only."""
+    good = wire.observation(seen(1), "go")
+    parts = {key: st.just(value) | values for key, value in good.items()}
+    observations = st.fixed_dictionaries({}, optional=parts | {"more": values})
+    if isinstance(good.get("images"), dict):
+        several = st.fixed_dictionaries({}, optional=dict.fromkeys(good["images"], values))
+        observations |= st.fixed_dictionaries({}, optional=parts | {"images": several})
+    messages = wire.odd(values, observations) | observations.map(wire.wrap)
+    packed = messages.map(wire.pack)
+    return st.one_of(
+        packed,
+        values.map(wire.pack),
+        st.binary(max_size=300),
+        packed.flatmap(damaged),
+        st.integers(1, 5000).map(lambda n: b"\x91" * n),
+        st.integers(1, 5000).map(lambda n: b"\x81\xa1a" * n),
+        st.tuples(st.sampled_from(b"\xc6\xdb\xdd\xdf\xc9"), st.integers(0, 2**32 - 1)).map(
+            lambda t: struct.pack(">BI", *t)
+        ),
+    )
 
-    return msgpack.packb(message, default=encode)  # type: ignore[no-any-return]
 
-
-bodies = st.one_of(
-    whole_messages.map(packed),
-    odd_messages.map(packed),
-    values.map(packed),
-    st.binary(max_size=300),
-    whole_messages.map(packed).flatmap(damaged),
-    st.integers(1, 5000).map(lambda n: b"\x91" * n),
-    st.integers(1, 5000).map(lambda n: b"\x81\xa1a" * n),
-    st.tuples(st.sampled_from(b"\xc6\xdb\xdd\xdf\xc9"), st.integers(0, 2**32 - 1)).map(
-        lambda t: struct.pack(">BI", *t)
-    ),
-)
-messages = st.tuples(st.just("message"), st.builds(frame, bodies, st.sampled_from([2, 2, 2, 2, 1])))
 frames = st.tuples(
     st.just("frame"),
     st.builds(
@@ -128,13 +112,14 @@ frames = st.tuples(
 class Arena:
     """A server, a client that sends valid messages, and counts of how attacks ended."""
 
-    def __init__(self, server: Running, vla: VLA) -> None:
-        self.server, self.good = server, dial(server)
+    def __init__(self, server: Running, vla: VLA, wire: Wire) -> None:
+        self.server, self.wire, self.good = server, wire, wire.open(server)
         session, self.expected, self.step = vla.start("mine alone", 0), [], 0
+        every = 1 if wire.whole_chunks else vla.config.execute
         for step in range(2 * vla.config.execute):
-            if step % vla.config.execute == 0:
+            if step % every == 0:
                 (chunk,) = vla.act([seen(step)], [session])
-            self.expected.append(chunk.actions[step % vla.config.execute])
+            self.expected.append(chunk.actions if wire.whole_chunks else chunk.actions[step % every])
         self.outcomes = {"answered": 0, "closed": 0, "half a frame": 0}
 
     def attack(self, parts: list[tuple[str, bytes]]) -> None:
@@ -147,11 +132,11 @@ class Arena:
             self.check_the_good_one()
 
     def _talk(self, client: Raw, parts: list[tuple[str, bytes]]) -> None:
-        """Send all, then a hello. It must be answered, unless the server closed the connection or waits for a frame."""
+        """Send all, then a valid message. It must be answered, unless the connection is closed or waits for a frame."""
         try:
             for _, data in parts:
                 client.send(data)
-            client.send(frame(packed({"type": "hello", "payload": {"protocol_version": 1}, "seq": LAST})))
+            client.send(frame(self.wire.last()))
         except OSError:
             self.outcomes["closed"] += 1
             return
@@ -159,9 +144,7 @@ class Arena:
             client.socket.settimeout(0.05)  # the server may be waiting for the rest of a frame
         try:
             while (reply := client.message()) is not None:
-                assert set(reply) == {"type", "payload", "seq", "timestamp"}
-                assert reply["type"] in ("hello", "error", "action")
-                if reply["seq"] == LAST:
+                if self.wire.is_last(reply):
                     self.outcomes["answered"] += 1
                     return
             self.outcomes["closed"] += 1
@@ -170,16 +153,16 @@ class Arena:
             self.outcomes["half a frame"] += 1
 
     def check_the_good_one(self) -> None:
+        more = {}
         if self.step == len(self.expected):
-            self.good.send(pack("episode_end", {}))
-            self.step = 0
-        self.good.send(pack("observation", payload(seen(self.step), "mine alone"), self.step))
-        got = answer(self.good, self.step)
-        assert got["type"] == "action", got
-        assert np.allclose(got["payload"], self.expected[self.step], atol=1e-5)
+            more, self.step = self.wire.restart(self.good), 0
+        got = self.wire.act(self.good, seen(self.step), "mine alone", self.step, **more)
+        assert np.allclose(got, self.expected[self.step], atol=1e-5)
         self.step += 1
 
     def fuzz(self, count: int) -> None:
+        messages = st.tuples(st.just("message"), st.builds(frame, bodies(self.wire), st.sampled_from([2, 2, 2, 2, 1])))
+
         @settings(
             max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
         )
@@ -187,7 +170,7 @@ class Arena:
         # One of each outcome, since the drawn examples depend on the modules that other tests have imported.
         @example([("frame", frame(b"half", claims=2**20))])
         @example([("frame", frame(b"", 3))])  # a reserved opcode
-        @example([("message", frame(b"\xc1"))])
+        @example([("frame", frame(b"", 9))])  # a ping
         def run(parts: list[tuple[str, bytes]]) -> None:
             self.attack(parts)
 
@@ -196,8 +179,9 @@ class Arena:
         self.good.close()
 
 
-def fuzz(server: Running, vla: VLA, count: int) -> None:
-    arena = Arena(server, vla)
+def fuzz(wire: Wire, vla: VLA, running: Callable[..., Running], count: int) -> None:
+    server = running(vla, LIMITS, protocol=wire.protocol, mapping=wire.mapping)
+    arena = Arena(server, vla, wire)
     files = psutil.Process().num_fds()
     arena.fuzz(count)
     assert server.settles()
@@ -206,10 +190,12 @@ def fuzz(server: Running, vla: VLA, count: int) -> None:
     print(arena.outcomes)
 
 
-def test_hundreds_of_messages(vla: VLA, running: Callable[..., Running]) -> None:
-    fuzz(running(vla, LIMITS), vla, 200)
+@pytest.mark.parametrize("wire", WIRES)
+def test_hundreds_of_messages(wire: str, vla: VLA, running: Callable[..., Running]) -> None:
+    fuzz(WIRES[wire](), vla, running, 200 if wire == "vla-eval" else 100)
 
 
 @pytest.mark.slow
-def test_ten_thousand_messages(vla: VLA, running: Callable[..., Running]) -> None:
-    fuzz(running(vla, LIMITS), vla, 10000)
+@pytest.mark.parametrize("wire", WIRES)
+def test_ten_thousand_messages(wire: str, vla: VLA, running: Callable[..., Running]) -> None:
+    fuzz(WIRES[wire](), vla, running, 10000)
