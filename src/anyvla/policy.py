@@ -285,7 +285,7 @@ class VLA(nn.Module):
         lengths = reading.mask.sum(1)  # (B,), the windows' steps
         windows = proprio.new_zeros(*reading.mask.shape, proprio.shape[-1])
         for row, (session, now, length) in enumerate(zip(sessions, proprio, lengths.tolist(), strict=True)):
-            session.proprio.append(now)
+            session.proprio.append(now.clone())  # a view would keep the proprio of the whole batch
             windows[row, :length] = torch.stack(tuple(session.proprio)[-length:])
         context = self._fuse(reading, windows)  # (B, T, C)
         newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
@@ -299,7 +299,7 @@ class VLA(nn.Module):
         chunks = self.decoder.sample(read, [s.generator for s in sessions], *begin)
         if self.history.sees_past and (past := self.decoder.embed_chunks(chunks)) is not None:
             for session, own in zip(sessions, past, strict=True):
-                session.past = own
+                session.past = own.clone()
         return chunks
 
     def _find_robot(self, name: str | None) -> int:

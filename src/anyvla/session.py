@@ -52,6 +52,11 @@ def copy_sessions(sessions: Sequence[Session], history: History) -> list[Session
     ]
 
 
+def separate(session: Session, history: History) -> None:
+    """Release the memory that a session shares with those of its last call, which costs time if they act again."""
+    session.history_state = history.separate(session.history_state)
+
+
 def check_call(observations: Sequence[Observation], sessions: Sequence[Session], policy: nn.Module) -> None:
     """Raise ValueError unless there is one observation for each session, and all sessions are of `policy`."""
     for name, given in (("observations", observations), ("sessions", sessions)):

@@ -70,6 +70,10 @@ class History(ABC):
     def copy_states(self, states: Sequence[HistoryState]) -> list[HistoryState]:
         """Return copies that can take further steps without a change to `states`."""
 
+    def separate(self, state: HistoryState) -> HistoryState:
+        """Return a state without memory that it shares with other sessions of its last call, which stays in use."""
+        return state
+
     @abstractmethod
     def read_windows(
         self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool

@@ -95,6 +95,14 @@ class Interleaved(History):
 
         return [[copied(item) for item in state] for state in states]
 
+    def separate(self, state: HistoryState) -> HistoryState:
+        return [
+            CachedWindow(item.cache.extract_row(item.row), 0, list(item.readouts))
+            if isinstance(item, CachedWindow) and item.cache is not None
+            else item
+            for item in state
+        ]
+
     def read_windows(
         self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
     ) -> WindowReadouts:
@@ -158,7 +166,7 @@ class Interleaved(History):
         cache.hidden_by_history = new if hidden is None else torch.cat([hidden, new], 1)
         for row, ((_, cached), readout) in enumerate(zip(group, readouts, strict=True)):
             cached.cache, cached.row = cache, row
-            cached.readouts.append(readout)
+            cached.readouts.append(readout.clone())  # a view would keep the readouts of the whole batch
 
     def _continue_newest(self, backbone: Backbone, windows: Sequence[CachedWindow], readouts: int) -> Continuation:
         """Return the continuation after the newest step of each window."""
@@ -187,7 +195,7 @@ class Interleaved(History):
                     f"the images of a session must keep their size, {before} became {now}: start() another session, or "
                     "train with model.view.size"
                 )
-            state.append(PastStep(image, embeddings))
+            state.append(PastStep(image.clone(), embeddings.clone()))  # views would keep the whole batch
             del state[: -self.window]
             instructions += [text] * len(state)
             seen += state

@@ -54,7 +54,7 @@ class SeparateSteps(History):
     ) -> WindowReadouts:
         readouts, continuation = read_steps(backbone, steps, (1,) * len(steps.instructions), keep_cache=keep_cache)
         for state, readout in zip(states, readouts, strict=True):
-            state.append(readout)
+            state.append(readout.clone())  # a view would keep the readouts of the whole batch
         return WindowReadouts(*stack_windows([torch.stack(tuple(m)) for m in states]), continuation)
 
 

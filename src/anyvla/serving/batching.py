@@ -25,7 +25,7 @@ from jaxtyping import Float32
 
 from anyvla.policy import VLA
 from anyvla.serving.metrics import Metrics
-from anyvla.session import Session, copy_sessions
+from anyvla.session import Session, copy_sessions, separate
 from anyvla.types import Chunk, Observation
 
 T = TypeVar("T")
@@ -85,6 +85,10 @@ class Batcher:
     def copy(self, session: Session) -> Session:
         """Return an independent copy of a session."""
         return copy_sessions([session], self._vla.history)[0]
+
+    async def separate(self, session: Session) -> None:
+        """Release the memory that a session shares with those of its last batch. It must not act meanwhile."""
+        await self._thread.call(lambda: separate(session, self._vla.history))
 
     async def _run(self) -> None:
         while self._waiting:

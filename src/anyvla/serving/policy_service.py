@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from anyvla.types import Observation
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+_IDLE_S = 10.0  # since a session acted, then it keeps no memory of other sessions
 
 
 class PolicyService:
@@ -45,13 +47,16 @@ class PolicyService:
             self.metrics,
         )
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
+        self._open: weakref.WeakSet[ServedSession] = weakref.WeakSet()  # of connections, and named ones
         self._stores: list[SessionStore[Any]] = []
         self.metrics.sessions.set_function(lambda: sum(map(len, self._stores)))
         self._named = self.store_sessions(self.open_session)
 
     def open_session(self) -> ServedSession:
         """Return a new session, for a connection."""
-        return ServedSession(self.translator, self.batcher, self._decode, self.execute)
+        session = ServedSession(self.translator, self.batcher, self._decode, self.execute)
+        self._open.add(session)
+        return session
 
     def find_session(self, name: str) -> ServedSession:
         """Return the session that a client names, a new one at the first use. Find it anew for each request.
@@ -66,10 +71,12 @@ class PolicyService:
         self._stores.append(store)
         return store
 
-    def expire_sessions(self) -> None:
-        """Forget named sessions that were idle for `limits.session_seconds`."""
+    async def tidy(self) -> None:
+        """Forget named sessions after `limits.session_seconds`, and release what idle ones share with others."""
         for store in self._stores:
             store.expire()
+        for session in list(self._open):
+            await session.separate(_IDLE_S)
 
     async def warm_up(self) -> None:
         """Predict once, as the first prediction is slow. Raises ValueError if the policy cannot predict."""

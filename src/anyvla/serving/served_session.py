@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class ServedSession:
         self._number = 0  # of the rollout; seeds the noise of its chunks
         self._resets = 0
         self._turn = asyncio.Lock()  # requests of one session take turns
+        self._acted: float | None = None  # when it last acted; None: it shares no memory with other sessions
 
     def reset(self, seed: int | None = None) -> None:
         """Begin a new rollout with the next request, with an empty history. `seed`: of its noise; None: another one."""
@@ -81,11 +83,24 @@ class ServedSession:
             self._take(prediction)
             return prediction.actions
 
+    async def separate(self, idle_s: float) -> None:
+        """Release the memory that is shared with the sessions of its last batch, if it was idle for `idle_s` since.
+
+        The keys and values of a batch stay in memory as long as one of its sessions uses them.
+        """
+        if self._acted is None or time.monotonic() - self._acted < idle_s or self._turn.locked():
+            return
+        async with self._turn:
+            self._acted = None
+            if self._session is not None:
+                await self._batcher.separate(self._session)
+
     def _take(self, prediction: Prediction, remaining: Sequence[Float32[np.ndarray, "A"]] = ()) -> None:
         """Continue from a prediction, unless the rollout was reset in the meantime."""
         if prediction.resets == self._resets:
             self._session, self._instruction = prediction.session, prediction.instruction
             self._number, self._remaining = prediction.number, deque(remaining)
+            self._acted = time.monotonic()
 
     async def _predict(self, request: Request, committed: Float32[np.ndarray, "K A"] | None = None) -> Prediction:
         """Predict with a copy of the session, which changes nothing yet."""

@@ -37,7 +37,7 @@ class SupervisedServer:
         """
         listening = asyncio.Event()
         serving = asyncio.create_task(self._server.run(sockets, listening.set))
-        parts: list[Coroutine[Any, Any, object]] = [self._warm_up(listening, ready), self._expire()]
+        parts: list[Coroutine[Any, Any, object]] = [self._warm_up(listening, ready), self._tidy()]
         if self._status is not None:
             parts.append(self._status.run(self._status_sockets, lambda: None))
         beside = [asyncio.create_task(part) for part in parts]
@@ -62,8 +62,8 @@ class SupervisedServer:
         self._service.status.set_ready()
         ready()
 
-    async def _expire(self) -> None:
-        """Forget idle sessions also while no request arrives."""
+    async def _tidy(self) -> None:
+        """Tidy also while no request arrives."""
         while True:
             await asyncio.sleep(min(10.0, self._service.limits.session_seconds))
-            self._service.expire_sessions()
+            await self._service.tidy()
