@@ -6,6 +6,7 @@ Both run the same window through the same parts, so step k of a session equals s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import weakref
 from collections import deque
@@ -107,6 +108,12 @@ class VLA(nn.Module):
     def device(self) -> torch.device:
         """Return the device of the weights."""
         return self.queries.device
+
+    def identify(self) -> str:
+        """Return a short hash that other trained policies do not share: of the queries, which all of them train."""
+        queries = self.queries.detach().float().cpu().numpy()
+        robots = [(r.embodiment.name, r.statistics.fingerprint) for r in self.robots]
+        return hashlib.sha256(f"{robots}".encode() + queries.tobytes()).hexdigest()[:16]
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
         """Return the loss over every valid step of every window.

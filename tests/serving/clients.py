@@ -22,6 +22,7 @@ from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 from anyvla.policy import VLA
+from anyvla.robot.embodiment import Embodiment
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.listening import bind
 from anyvla.serving.mapping import ClientMapping, Translator
@@ -48,9 +49,10 @@ class Running:
         protocol: type[ServerProtocol] = VlaEvalProtocol,
         mapping: ClientMapping = MAPPING,
         tls: TlsFiles | None = None,
+        robot: Embodiment = ROBOT,
     ) -> None:
         self.limits = limits or ServerLimits()
-        translator = Translator(mapping, ROBOT, self.limits, reads_proprio=vla.config.proprio != "none")
+        translator = Translator(mapping, robot, self.limits, reads_proprio=vla.config.proprio != "none")
         self.service = PolicyService(vla, translator, execute, self.limits)
         self.server = protocol(self.service).make_server(key, tls)
         self._sockets = bind("127.0.0.1", 0)

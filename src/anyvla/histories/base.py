@@ -74,6 +74,10 @@ class History(ABC):
         """Return a state without memory that it shares with other sessions of its last call, which stays in use."""
         return state
 
+    def count_seen_steps(self, backbone: Backbone, calls: int) -> list[int]:
+        """Return the number of steps that a session sees at each of its first `calls` calls, the newest included."""
+        return [min(call + 1, self.window) for call in range(calls)]
+
     @abstractmethod
     def read_windows(
         self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool

@@ -103,6 +103,26 @@ class Interleaved(History):
             for item in state
         ]
 
+    def count_seen_steps(self, backbone: Backbone, calls: int) -> list[int]:
+        if not self._keeps_caches(backbone):
+            return super().count_seen_steps(backbone, calls)
+        lengths: list[int] = []  # of the cached windows
+        seen = []
+        for _ in range(calls):
+            drop, begin = self._plan_windows(lengths)
+            lengths = [length + 1 for length in [*lengths[drop:], *[0] * begin]]
+            seen.append(lengths[0])
+        return seen
+
+    def _keeps_caches(self, backbone: Backbone) -> bool:
+        return self.cache and "cache" in backbone.capabilities
+
+    def _plan_windows(self, lengths: Sequence[int]) -> tuple[bool, bool]:
+        """Return, from the lengths of a session's cached windows, whether to drop the first and to begin another."""
+        drop = bool(lengths) and lengths[0] == self.window
+        left = lengths[drop:]
+        return drop, not left or (len(left) == 1 and left[0] >= self.window // 2)
+
     def read_windows(
         self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
     ) -> WindowReadouts:
@@ -115,13 +135,11 @@ class Interleaved(History):
     def read_step(
         self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool
     ) -> WindowReadouts:
-        if not self.cache or "cache" not in backbone.capabilities:
+        if not self._keeps_caches(backbone):
             return self._reread_windows(backbone, steps, states, keep_cache)
         for state in states:
-            if state and len(state[0].readouts) == self.window:
-                del state[0]
-            if not state or (len(state) == 1 and len(state[0].readouts) >= self.window // 2):
-                state.append(CachedWindow())
+            drop, begin = self._plan_windows([len(cached.readouts) for cached in state])
+            state[:] = [*state[drop:], *[CachedWindow()] * begin]
         windows = [(session, cached) for session, state in enumerate(states) for cached in state]
         new = [(session, cached) for session, cached in windows if cached.cache is None]
         begun = [(session, cached) for session, cached in windows if cached.cache is not None]

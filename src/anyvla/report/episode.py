@@ -18,7 +18,7 @@ from anyvla.data.frame_times import find_shown_frames
 from anyvla.report.template import environment
 from anyvla.report.video import write_video
 from anyvla.robot.ranges import never_varies
-from anyvla.robot.space import ActionSpace, Group
+from anyvla.robot.space import ActionSpace, label_dims
 
 WIDTH, HEIGHT, PAD = 640, 120, 6  # of a plot over time; episode.js knows them
 _BLOCK = 64  # frames decoded at once
@@ -82,13 +82,6 @@ def _groups(space: ActionSpace, array: np.ndarray) -> list[tuple[str, list[str],
         name = f"{group.name} ({', '.join(notes)})" if notes else group.name
         out.append((name, label_dims(group), array[:, dims]))
     return out
-
-
-def label_dims(group: Group) -> list[str]:
-    """Return the name of each dim as the data has it, else x, y, z of positions, r, p, y of angles, or numbers."""
-    short = {"position": "xyz", "rotation": "rpy" if group.rotation == "euler" else ""}.get(group.kind, "")
-    plain = list(short) if len(short) == group.size else [str(i) for i in range(group.size)]
-    return list(group.names) or plain
 
 
 def draw_plot(rows: np.ndarray, times: np.ndarray, label: str) -> Markup:

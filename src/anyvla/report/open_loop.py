@@ -17,11 +17,11 @@ from anyvla.evaluation.open_loop.recordings import Recording
 from anyvla.evaluation.open_loop.results import OpenLoopResult, read_open_loop_results, read_prediction
 from anyvla.evaluation.open_loop.summary import GroupSummary, OpenLoopSummary, RobotSummary, read_summary
 from anyvla.interrupted import Interrupted
-from anyvla.report.episode import label_dims, resample_frames
+from anyvla.report.episode import resample_frames
 from anyvla.report.prediction_curves import draw_horizon, draw_prediction, draw_ratio
 from anyvla.report.template import TEMPLATES, Verdict, environment, style, write_html
 from anyvla.report.video import write_video
-from anyvla.robot.space import ActionSpace
+from anyvla.robot.space import ActionSpace, label_dims
 
 MEASURES = {
     "distance": "distance to the recorded position",

@@ -123,3 +123,10 @@ class ActionSpace:
             if place.start <= dim < place.stop:
                 return f"group {group.name!r}, dim {group.label(dim - place.start)}"
         raise IndexError(f"no dim {dim} among {self.size}")
+
+
+def label_dims(group: Group) -> list[str]:
+    """Return the name of each dim as the data has it, else x, y, z of positions, r, p, y of angles, or numbers."""
+    short = {"position": "xyz", "rotation": "rpy" if group.rotation == "euler" else ""}.get(group.kind, "")
+    plain = list(short) if len(short) == group.size else [str(i) for i in range(group.size)]
+    return list(group.names) or plain

@@ -90,6 +90,7 @@ class PolicyService:
         """Return the facts that hello messages and metadata consist of: names, numbers and lists, as for JSON."""
         size = self.vla.config.view.size
         return {
+            "policy": self.vla.identify(),
             "robot": self.robot.name,
             "control_hz": self.robot.control_hz,
             "cameras": {camera: None if size is None else list(size) for camera in self.robot.cameras},

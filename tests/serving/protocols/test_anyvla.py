@@ -6,11 +6,9 @@ session changes its actions.
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -23,9 +21,11 @@ from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.protocols.anyvla import AnyvlaProtocol
-from anyvla_sim.client import AccessDenied, Client, ServerError, Session, SessionLost
+from anyvla_sim.client import AccessDenied, Client, ClientError, ServerError, Session, SessionLost, Unreachable
 from tests import small
+from tests.serving.certificate import make_certificate
 from tests.serving.clients import ROBOT, Running, dial, seen
+from tests.serving.lossy import LossyProxy
 
 OPEN, CLOSE = "open the drawer", "close it"
 KEYS = build(ClientMapping, AnyvlaProtocol.keys)
@@ -93,39 +93,6 @@ def test_a_policy_without_proprio_needs_none(running: Callable[..., Running]) ->
         assert client.robot.proprio == ()
         got = client.start(OPEN).predict({"images": images}).actions
     assert same([got], [vla.act([seen(0)], [vla.start(OPEN)])[0].actions])
-
-
-class LossyProxy:
-    """Passes connections on, and ends the newest one when `loses` says so for a whole message of the server."""
-
-    def __init__(self, port: int, loses: Callable[[int], bool]) -> None:
-        self._port, self._loses, self.answers = port, loses, 0
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"ws://127.0.0.1:{self._listening.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                server = socket.create_connection(("127.0.0.1", self._port))
-                threading.Thread(target=self._pass, args=(client, server, False), daemon=True).start()
-                threading.Thread(target=self._pass, args=(server, client, True), daemon=True).start()
-
-    def _pass(self, source: socket.socket, target: socket.socket, from_server: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 20):
-                if from_server:
-                    self.answers += 1
-                    if self._loses(self.answers):
-                        break
-                target.sendall(data)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listening.close()
 
 
 @pytest.fixture
@@ -247,6 +214,19 @@ def test_a_key_is_needed_where_the_server_has_one(serving: Callable[..., Running
         Client(server.url)
     with Client(server.url, key="secret") as client:
         client.start(OPEN).act(seen(0))
+
+
+def test_tls_with_the_authority_of_the_server(serving: Callable[..., Running], tmp_path: Path) -> None:
+    files, other = make_certificate(tmp_path), make_certificate(tmp_path, "other")
+    server = serving(tls=files)
+    url = server.url.replace("ws://127.0.0.1", "wss://localhost")
+    with Client(url, ca_file=files.certificate) as client:
+        client.start(OPEN).act(seen(0))
+    for ca_file in (None, other.certificate):
+        with pytest.raises(ClientError, match=r"is not trusted .*; give ca_file"):
+            Client(url, ca_file=ca_file)
+    with pytest.raises(Unreachable, match="does not answer as a policy server"):
+        Client(server.url.replace("wss:", "ws:"), retries=0)
 
 
 class Plain:

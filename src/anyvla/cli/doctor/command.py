@@ -63,10 +63,15 @@ def main(argv: list[str]) -> int:
         from anyvla.cli.doctor import backbone as doctor_backbone
 
         return doctor_backbone.main(argv[1:])
+    if argv[:1] == ["policy"]:
+        from anyvla.cli.doctor import policy as doctor_policy
+
+        return doctor_policy.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="anyvla doctor",
         description=__doc__,
-        epilog="To check a vision-language model instead: anyvla doctor backbone FOLDER_OR_ID",
+        epilog="To check a vision-language model instead: anyvla doctor backbone FOLDER_OR_ID. "
+        "A served policy: anyvla doctor policy CHECKPOINT --dataset PATH",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)

@@ -101,6 +101,8 @@ class Conversation:
             "protocol_version": PROTOCOL,
             "model_server": f"anyvla/{facts['robot']}",
             "capabilities": {
+                "policy": facts["policy"],
+                "robot": facts["robot"],
                 "chunk": facts["chunk"],
                 "execute": facts["execute"],
                 "cameras": list(facts["cameras"]),

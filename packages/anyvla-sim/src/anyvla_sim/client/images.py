@@ -40,8 +40,8 @@ def read_array(value: Any) -> np.ndarray:
 def write_png(image: np.ndarray) -> bytes:
     """Return a PNG file of an image, uint8 (H, W, 3).
 
-    Each row is the difference to the row above (filter 2), compressed at level 1: a third to three quarters of the
-    size of camera images, in about half of the time that Pillow takes at its level 1.
+    Each row is the difference to the row above (filter 2), compressed at level 1: a quarter to three
+    quarters of the size of camera images, in about half of the time that Pillow takes at its level 1.
     """
     height, width, _ = image.shape
     flat = image.reshape(height, 3 * width)
