@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.doctor.examination import Reference
+from anyvla.doctor.reference import Reference
 from anyvla.doctor.simulation import Calls
 from tests import small
 from tests.doctor import recordings

@@ -17,7 +17,11 @@ from anyvla.types import Observation
 
 
 class RefusedError(ValueError):
-    """The served path answered an observation with an error."""
+    """The served path answered an observation with an error. `episode` and `step` are those of the replay."""
+
+    def __init__(self, text: str, episode: int = 0, step: int = 0) -> None:
+        super().__init__(text)
+        self.episode, self.step = episode, step
 
 
 class PolicyClient(Protocol):
@@ -121,7 +125,7 @@ def replay_through(
             try:
                 answer = client.ask(episode.observe(step), step)
             except RefusedError as error:
-                raise RefusedError(f"{where}, step {step}: {error}") from error
+                raise RefusedError(f"{where}, step {step}: {error}", number, step) from error
             if answer.shape[1] != dims:
                 raise RefusedError(
                     f"{where}, step {step}: an action has {answer.shape[1]} numbers, the robot's has {dims}"

@@ -63,16 +63,12 @@ class Doctor:
         self._calls, self._comparison = calls, comparison
         self._simulated: dict[tuple[object, ...], Simulated | None] = {}  # by the inputs of a fault
 
-    def find_unnoticed(self, faults: Sequence[Fault]) -> list[str]:
-        """Return the names of the faults that change no answer, so that no comparison on these frames notices them."""
+    def find_unnoticed(self, faults: Sequence[Fault]) -> list[Fault]:
+        """Return the faults that change no answer, so that no comparison on these frames notices them."""
         correct = self.answers([NONE])[0]
         assert correct is not None
-        found = self.answers(faults)
-        return [
-            f.name
-            for f, a in zip(faults, found, strict=True)
-            if a is not None and self._comparison.are_equal(a, correct)
-        ]
+        found = zip(faults, self.answers(faults), strict=True)
+        return [fault for fault, own in found if own is not None and self._comparison.are_equal(own, correct)]
 
     def diagnose(
         self,
@@ -84,16 +80,16 @@ class Doctor:
         total = len(faults)
         candidates: list[Candidate] = []
         for begin in range(0, total, _BATCH):
-            candidates += self._measure(served, faults[begin : begin + _BATCH])
+            candidates += self.measure(served, faults[begin : begin + _BATCH])
             progress(min(begin + _BATCH, total), total)
-        without = self._measure(served, [NONE])[0].distance
+        without = self.measure(served, [NONE])[0].distance
         found = self._judge(served, candidates, without, len(candidates))
         if found.fit == "exact":
             return found
         for predicted in (False, True) if found.fit == "none" else (False,):
             pairs = list(self._pair(candidates[:total], predicted))
             for begin in range(0, len(pairs), _BATCH):
-                candidates += self._measure(served, pairs[begin : begin + _BATCH])
+                candidates += self.measure(served, pairs[begin : begin + _BATCH])
                 progress(min(begin + _BATCH, len(pairs)), len(pairs))
             if any(c.exact for c in candidates):
                 break
@@ -108,7 +104,8 @@ class Doctor:
         found = [self._simulated[f.inputs] for f in faults]
         return [None if s is None else s.answers(f, self._calls) for s, f in zip(found, faults, strict=True)]
 
-    def _measure(self, served: Float32[np.ndarray, "K n A"], faults: Sequence[Fault]) -> list[Candidate]:
+    def measure(self, served: Float32[np.ndarray, "K n A"], faults: Sequence[Fault]) -> list[Candidate]:
+        """Return how far the answers under each fault are from the served ones; without faults that are refused."""
         return [
             Candidate(fault, self._comparison.distance(served, own), self._comparison.are_equal(served, own))
             for fault, own in zip(faults, self.answers(faults), strict=True)

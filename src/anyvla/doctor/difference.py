@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from anyvla.doctor.played import Played
+from anyvla.doctor.played import Answers, Played
 from anyvla.policy import VLA
 from anyvla.robot.space import ActionSpace
 
@@ -19,9 +19,8 @@ _CLIPPED = 4.0  # ranges; a larger difference counts as this one in a mean, so t
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """The first action that differs."""
+    """The first action that differs, and its dim that differs most."""
 
-    episode: int  # its number in the files
     where: str  # its file, for people
     step: int  # of the call
     action: int  # its position in the answer
@@ -29,6 +28,17 @@ class FirstDifference:
     served: float  # in the robot's unit
     training: float
     difference: float  # in ranges of the dim
+
+
+@dataclass(frozen=True)
+class EpisodeDifference:
+    """How the answers along one episode differ from training's."""
+
+    episode: int
+    instruction: str
+    calls: int
+    largest: float  # difference, in ranges of the dims
+    first: FirstDifference | None
 
 
 class Comparison:
@@ -71,27 +81,34 @@ class Comparison:
         """Return whether all actions are equal within the tolerance."""
         return bool(self.differences(served, other).max(initial=0) <= self.tolerance)
 
-    def find_first(
+    def compare(self, episode: Played, served: Answers, training: Float32[np.ndarray, "K n A"]) -> EpisodeDifference:
+        """Return how what was served along an episode differs from training's answers at the same calls."""
+        gap = self.differences(served.actions, training)
+        over = np.argwhere(gap.max(-1) > self.tolerance)
+        return EpisodeDifference(
+            episode=episode.recording.number,
+            instruction=episode.instruction,
+            calls=len(served.steps),
+            largest=float(gap.max(initial=0)),
+            first=self._describe_first(episode, served, training, gap, *over[0].tolist()) if len(over) else None,
+        )
+
+    def _describe_first(
         self,
         episode: Played,
-        steps: Sequence[int],
-        served: Float32[np.ndarray, "K n A"],
+        served: Answers,
         training: Float32[np.ndarray, "K n A"],
-    ) -> FirstDifference | None:
-        """Return the first action of an episode that differs, and its dim that differs most; None if all are equal."""
-        gap = self.differences(served, training)
-        over = np.argwhere(gap.max(-1) > self.tolerance)
-        if not len(over):
-            return None
-        call, action = over[0].tolist()
+        gap: Float64[np.ndarray, "K n A"],
+        call: int,
+        action: int,
+    ) -> FirstDifference:
         dim = int(gap[call, action].argmax())
         return FirstDifference(
-            episode=episode.recording.number,
             where=episode.recording.dataset.where(episode.recording.index),
-            step=int(steps[call]),
+            step=int(served.steps[call]),
             action=action,
             dim=self.space.locate(dim),
-            served=float(served[call, action, dim]),
+            served=float(served.actions[call, action, dim]),
             training=float(training[call, action, dim]),
             difference=float(gap[call, action, dim]),
         )

@@ -49,7 +49,7 @@ def call(capsys: Any, run: Path, *arguments: object) -> tuple[int, str, str]:
 def test_a_served_policy_predicts_what_training_computes(
     run: Path, tmp_path: Path, capsys: Any, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anyvla.doctor.diagnosis.Doctor.find_unnoticed", lambda doctor, faults: ["one"])
+    monkeypatch.setattr("anyvla.doctor.diagnosis.Doctor.find_unnoticed", lambda doctor, faults: faults[:1])
     status, out, err = call(capsys, run, "--protocol", protocol, "--json", "--out", tmp_path)
     report = json.loads(out)
     assert (status, report["equal"], report["diagnosis"]) == (0, True, None), err

@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=3, help="recorded episodes to replay (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="of each episode, at most (default: %(default)s)")
     parser.add_argument("--tolerance", type=float, help="of equal actions, in ranges (default: by the precision)")
+    parser.add_argument("--quick", action="store_true", help="don't list the faults that would not have been noticed")
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the report and the chunks there")
@@ -66,6 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     from anyvla.checkpoint.files import checkpoint_of
     from anyvla.doctor.clients import RefusedError, replay_through
     from anyvla.doctor.examination import examine
+    from anyvla.doctor.refusals import explain_refusal
     from anyvla.doctor.report import Report, write_report
     from anyvla.policy import VLA
     from anyvla.training.device import pick_device
@@ -83,11 +85,13 @@ def _run(options: argparse.Namespace) -> int:
             try:
                 served = replay_through(client, episodes, execute, dims, bar)
             except RefusedError as error:
-                raise ValueError(f"the served path refused a recorded observation: {error}") from None
+                hint = explain_refusal(vla, robot, episodes[error.episode], error)
+                raise ValueError(f"the served path refused a recorded observation: {error}{hint}") from None
     with ProgressBar("compare") as bar:
         report.examination = examine(
             vla, robot, episodes, served, execute=execute, whole_chunks=bool(client.whole_chunks),
-            convert=_converter(translator), tolerance=options.tolerance, instructions=instructions, progress=bar,
+            convert=_converter(translator), tolerance=options.tolerance, instructions=instructions,
+            thorough=not options.quick, progress=bar,
         )  # fmt: skip
     if options.out is not None:
         write_report(options.out, report, served)

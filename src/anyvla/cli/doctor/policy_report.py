@@ -57,12 +57,14 @@ def _describe_in_process(found: Examination) -> str:
 def _describe_served(found: Examination) -> str:
     largest = max(e.largest for e in found.episodes)
     noise = f"; seeds of the noise: {found.seeds}" if found.seeds else ""
+    if found.noise is not None and not found.equal:
+        noise += f" (two seeds are {found.noise:.2g} apart: a server with seeds of its own differs as much)"
     text = f"served: against training, largest difference {largest:.2g}{noise}"
-    first = next((e.first for e in found.episodes if e.first is not None), None)
+    number, first = next(((e.episode, e.first) for e in found.episodes if e.first is not None), (0, None))
     if first is None:
         return text
     return (
-        f"{text}. First at step {first.step} of episode {first.episode} ({first.where}), action {first.action} of the "
+        f"{text}. First at step {first.step} of episode {number} ({first.where}), action {first.action} of the "
         f"answer: {first.dim} is {first.served:.4g}, in training {first.training:.4g}"
     )
 
