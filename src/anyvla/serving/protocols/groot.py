@@ -8,12 +8,12 @@ whose sessions begin anew.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
+from anyvla.serving.access import is_key
 from anyvla.serving.mapping import Request
 from anyvla.serving.naming import quote
 from anyvla.serving.policy_service import PolicyService
@@ -71,7 +71,7 @@ class _GrootConnection:
     def _read(self, data: bytes) -> tuple[Call, list[Request]]:
         """Return a call and, for get_action, the request of each row. Raises ValueError."""
         call = read_call(data, self._service.limits)
-        if self._key is not None and not _is_key(call.token, self._key):
+        if self._key is not None and not is_key(call.token, self._key):
             raise ValueError("Unauthorized: this server needs its API key as api_token")
         if call.endpoint != "get_action":
             return call, []
@@ -131,10 +131,6 @@ class _GrootConnection:
 
 def _modality(steps: list[int], keys: list[str]) -> Mapping[str, Any]:
     return {**MODALITY_MARKERS, "as_json": {"delta_indices": steps, "modality_keys": keys}}
-
-
-def _is_key(given: Any, key: str) -> bool:
-    return isinstance(given, str) and hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key.encode())
 
 
 def _at_row(number: int, count: int, error: ValueError) -> str:

@@ -14,6 +14,7 @@ protocols = Registry(
     {
         "anyvla": "anyvla.serving.protocols.anyvla:AnyvlaProtocol",
         "groot": "anyvla.serving.protocols.groot:GrootProtocol",
+        "opentau": "anyvla.serving.protocols.opentau:OpenTauProtocol",
         "openpi": "anyvla.serving.protocols.openpi:OpenpiProtocol",
         "starvla": "anyvla.serving.protocols.starvla:StarVLAProtocol",
         "vla-eval": "anyvla.serving.protocols.vlaeval:VlaEvalProtocol",

@@ -1,0 +1,1 @@
+"""The messages of OpenTau's gRPC service."""
