@@ -109,7 +109,7 @@ def test_a_port_in_use(checkpoint: Path, refuses: Callable[..., bool], capsys: p
         (["--protocol", "vla-evil"], "protocols has no 'vla-evil': did you mean"),
         (["--tls-cert", "a.pem"], "--tls-cert and --tls-key belong together"),
         (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "cannot read no.pem of --tls-cert and --tls-key"),
-        (["--status-port", "70000"], "--port 70000: ports are 0 to 65535"),
+        (["--status-port", "70000"], "--status-port 70000: ports are 0 to 65535"),
         (["--mapping", "no.yaml"], "no.yaml is missing"),
     ],
 )

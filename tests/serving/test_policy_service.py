@@ -74,11 +74,8 @@ def test_as_many_actions_are_executed_as_the_server_is_asked_for(
     with dial(running(policy, execute=execute)) as socket:
         client = Client(socket)
         client.observe(execute + 1)
-        assert ask(socket, "hello", {"protocol_version": 1})["payload"]["capabilities"] == {
-            "chunk": 5,
-            "execute": execute,
-            "cameras": ["corner", "wrist"],
-        }
+        described = ask(socket, "hello", {"protocol_version": 1})["payload"]["capabilities"]
+        assert (described["chunk"], described["execute"]) == (5, execute)
     first, second = chunks(policy, 0, OPEN, [0, execute])
     assert same(client.got, [*first[:execute], second[0]])
 

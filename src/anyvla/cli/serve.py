@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     check_open_files(limits)
     key, tls = read_key(options.api_key_file, os.environ), _tls(options, protocol, name)
     sockets = bind(options.host, protocol.port if options.port is None else options.port)
-    status_sockets = [] if options.status_port is None else bind(options.host, options.status_port)
+    status_sockets = [] if options.status_port is None else bind(options.host, options.status_port, "--status-port")
     check_exposure([s.getsockname()[0] for s in sockets], key, options.no_auth)
     vla, translator = _load(options, limits, name, protocol)
     service = PolicyService(vla, translator, options.execute, limits)

@@ -13,10 +13,13 @@ from anyvla.serving.limits import ServerLimits
 _OTHER_FILES = 64  # of a process that serves
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Return a socket for each address of the host, bound and not listening yet. Raises ConfigError."""
+def bind(host: str, port: int, option: str = "--port") -> list[socket.socket]:
+    """Return a socket for each address of the host, bound and not listening yet.
+
+    Raises ConfigError that names the `option` which sets the port.
+    """
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port {port}: ports are 0 to 65535; 0 takes any that is free")
+        raise ConfigError(f"{option} {port}: ports are 0 to 65535; 0 takes any that is free")
     if not host.strip():
         raise ConfigError("--host is empty: give an address of this machine; 127.0.0.1 is for this machine only")
     try:
@@ -33,7 +36,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             try:
                 new.bind((address[0], port, *address[2:]))
             except OSError as error:
-                raise explain_bind_error(error, host, port) from None
+                raise explain_bind_error(error, host, port, option) from None
             port = new.getsockname()[1]  # all addresses get the free port of the first
             sockets.append(new)
         opened.pop_all()
@@ -55,12 +58,12 @@ def check_open_files(limits: ServerLimits) -> None:
         )
 
 
-def explain_bind_error(error: OSError, host: str, port: int) -> ConfigError:
+def explain_bind_error(error: OSError, host: str, port: int, option: str = "--port") -> ConfigError:
     """Return an error with a suggestion for a server that can't listen."""
     if error.errno == errno.EADDRINUSE:
-        text = f"port {port} is in use: stop the program that has it, or give another --port (0: any that is free)"
+        text = f"port {port} is in use: stop the program that has it, or give another {option} (0: any that is free)"
     elif error.errno in (errno.EACCES, errno.EPERM):
-        text = f"you may not use port {port}: ports below 1024 need root; give --port 8000, for instance"
+        text = f"you may not use port {port}: ports below 1024 need root; give {option} 8000, for instance"
     elif error.errno == errno.EADDRNOTAVAIL:
         text = f"--host {host} is no address of this machine; 127.0.0.1 is, and 0.0.0.0 means all of its addresses"
     else:

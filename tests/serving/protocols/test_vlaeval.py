@@ -26,10 +26,18 @@ def test_hello_and_health(server: Running) -> None:
             "harness_version": f"anyvla {__version__}",
             "protocol_version": 1,
             "model_server": f"anyvla/{ROBOT.name}",
-            "capabilities": {"chunk": 4, "execute": 2, "cameras": ["corner", "wrist"]},
+            "capabilities": {
+                "policy": server.service.vla.identify(),
+                "robot": ROBOT.name,
+                "chunk": 4,
+                "execute": 2,
+                "cameras": ["corner", "wrist"],
+            },
         }
-        for version in (0, 2, "1", None):
-            assert ask(socket, "hello", {"protocol_version": version})["type"] == "error"
+        for version, advice in ((0, "use a newer vla-eval"), (2, "use a newer anyvla"), ("1", ""), (None, "")):
+            text = error(socket, "hello", {"protocol_version": version})
+            assert f"speaks protocol {version!r} of vla-eval, this server (anyvla {__version__}) protocol 1" in text
+            assert advice in text
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health", timeout=20) as answer:
         assert answer.status == 200
 

@@ -94,7 +94,11 @@ class Conversation:
     def _hello(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         theirs = payload.get("protocol_version")
         if theirs != PROTOCOL:
-            raise ValueError(f"the client speaks protocol {quote(theirs)}, this server {PROTOCOL}")
+            advice = "use a newer anyvla, or a" if isinstance(theirs, int) and theirs > PROTOCOL else "use a newer"
+            raise ValueError(
+                f"the client speaks protocol {quote(theirs)} of vla-eval, this server (anyvla {__version__}) protocol "
+                f"{PROTOCOL}: {advice} vla-eval with protocol {PROTOCOL}"
+            )
         facts = self._service.describe()
         return {
             "harness_version": f"anyvla {__version__}",
