@@ -155,14 +155,24 @@ class TokenBackbone(Backbone):
                 f"queries need {len(sequence.images) * each}"
             )
         values = queries.expand(steps, -1, -1).flatten(0, 1)
+        read = self.read_positions(sequence, positions, values, cache)
+        return read.view(steps, each, self.width).to(queries.dtype)
+
+    def read_positions(
+        self, sequence: TokenSequence, positions: Int64[Tensor, "n"], values: Float[Tensor, "n D"], cache: Cache | None
+    ) -> Float[Tensor, "n D"]:
+        """Return the last hidden states at the query positions, counted over the flattened (S, L).
+
+        `values` are the embeddings at these positions.
+        """
+        shape = sequence.input_ids.shape
         with ExitStack() as hooks:
             hooks.enter_context(overwrite_embeddings(self.embedding, shape, positions, values))
             if self.query_only_modules:
                 hooks.enter_context(run_only_at(self.query_only_modules, positions, shape))
             hidden = hooks.enter_context(self.capture_hidden_states())
             self.run_model(sequence, cache)
-        read = hidden[0].flatten(0, 1).index_select(0, positions)
-        return read.view(steps, each, self.width).to(queries.dtype)
+        return hidden[0].flatten(0, 1).index_select(0, positions)
 
     def _reread(
         self, sequence: TokenSequence, queries: Float[Tensor, "*M R D"], cache: Cache

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Float, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlavaConfig
 
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.auto import AutoBackbone, LoadedModel
-from anyvla.backbones.base import CAPABILITIES
+from anyvla.backbones.base import CAPABILITIES, Cache
+from anyvla.backbones.nano.layers import simplify_layers
 from anyvla.backbones.nano_vision import NanoVisionConfig
 from anyvla.config import STRICT
 from anyvla.limits import COUNT, LAYERS, PIXELS, SEED, WIDTH
+from anyvla.sequence.tokens import TokenSequence
 
 TOKENIZER = Path(__file__).parent / "assets"
 
@@ -54,16 +58,56 @@ class NanoBackbone(AutoBackbone):
 
     def load(self, config: Any, assets: Path | None) -> LoadedModel:
         if assets is not None:
-            return super().load(config, assets)
+            loaded = super().load(config, assets)
+            simplify_layers(loaded.model.model.language_model)
+            return loaded
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = AutoModelForImageTextToText.from_config(
                 _model_config(config, tokenizer), dtype=getattr(torch, config.dtype)
             )
+        simplify_layers(model.model.language_model)
         size = {"height": config.image_size, "width": config.image_size}
         preprocessor = {"size": size, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         return LoadedModel(model, tokenizer, preprocessor)
+
+    def read_positions(
+        self, sequence: TokenSequence, positions: Int64[Tensor, "n"], values: Float[Tensor, "n D"], cache: Cache | None
+    ) -> Float[Tensor, "n D"]:
+        """Return the same as the general method; in the common case, call the parts of the model directly.
+
+        The calls of `transformers` around them cost as much as the layers of a model of this size.
+        """
+        readouts = _group_by_sequence(positions, sequence)
+        if readouts is None or cache is not None or sequence.block_mask is not None or self.resampler is not None:
+            return super().read_positions(sequence, positions, values, cache)
+        core = self.model.model
+        language = core.language_model
+        features = core.vision_tower(self._pixel_values(sequence.images)).last_hidden_state
+        features = core.multi_modal_projector(features).flatten(0, 1)
+        ids = sequence.input_ids
+        images = self.get_image_mask(sequence).flatten().nonzero().squeeze(1)
+        x = language.embed_tokens(ids).flatten(0, 1)
+        for places, embeddings in ((images, features), (positions, values)):
+            x = x.index_copy(0, places, embeddings.to(x.dtype))
+        x = x.view(*ids.shape, -1)
+        rotation = language.rotary_emb(x, torch.arange(ids.shape[1], device=x.device)[None])
+        *layers, last = language.layers
+        for layer in layers:
+            x = layer(x, position_embeddings=rotation)
+        return language.norm(last(x, position_embeddings=rotation, readouts=readouts)).flatten(0, 1)
+
+
+def _group_by_sequence(positions: Int64[Tensor, "n"], sequence: TokenSequence) -> Int64[Tensor, "S R"] | None:
+    """Return the positions in each of S sequences, or None if their number differs or there is no image."""
+    count, length = sequence.input_ids.shape
+    if not len(sequence.images) or len(positions) % count:
+        return None
+    rows = positions.view(count, -1)
+    first = torch.arange(count, device=rows.device)[:, None] * length
+    own = rows - first
+    return own if bool(((own >= 0) & (own < length)).all()) else None
 
 
 def _model_config(config: Any, tokenizer: Any) -> LlavaConfig:
