@@ -43,13 +43,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def failure(root: Path, run: Path, fault: Callable[[int, Episode], Episode], **model_keys: object) -> str:
+def failure(
+    root: Path, run: Path, fault: Callable[[int, Episode], Episode], precision: str = "float32", **model_keys: object
+) -> str:
     """Return the error of training on the data with a fault that its statistics do not show."""
     planted = Planted(Subset(open_dataset(root), [0, 2, 3, 4]), {"test": 1})
     mixture = Mixture([planted], [1.0], [None])
     mixture.robots()
     planted.fault = fault
-    keys = {"steps": 30, "batch_size": 8, "accumulate": 2, "checkpoint_every": 100, "precision": "float32"}
+    keys = {"steps": 30, "batch_size": 8, "accumulate": 2, "checkpoint_every": 100, "precision": precision}
     with pytest.raises(TrainingError) as error:
         train(recipe(model(**model_keys), build(TrainingConfig, keys)), mixture, run)
     return str(error.value)
@@ -116,15 +118,22 @@ def test_weights_that_are_not_finite_are_blamed_and_not_the_samples(
     assert "samples" not in text
 
 
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [
+        ("bfloat16", "the weights or the precision are at fault: .*optim.lr or --training.precision float32$"),
+        ("float32", "the weights are at fault: .*optim.lr or more --training.optim.warmup_steps$"),
+    ],
+)
 def test_a_fault_of_all_samples_blames_none_of_them(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, advice: str
 ) -> None:
     original = VLA.loss
     monkeypatch.setattr(
         VLA, "loss", lambda self, *given: dataclasses.replace(o := original(self, *given), total=o.total * float("nan"))
     )
-    text = failure(root, tmp_path, lambda _, of: of)
-    assert "It happens whatever the samples are: the weights or the precision are at fault" in text
+    text = failure(root, tmp_path, lambda _, of: of, precision)
+    assert re.search("It happens whatever the samples are: " + advice, text)
     assert "drawer" not in text
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from anyvla.config import ConfigError
 from anyvla.training.optim import OptimConfig, build_optimizer
-from anyvla.training.schedules import learning_rate
+from anyvla.training.schedules import describe_endless_warmup, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,14 @@ def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
 
 def test_a_run_shorter_than_its_warm_up_never_reaches_the_peak() -> None:
     assert [learning_rate(OptimConfig(lr=1.0, warmup_steps=8), step, 2) for step in range(2)] == [0.125, 0.25]
+
+
+@pytest.mark.parametrize(("warmup", "warns"), [(7, False), (8, True), (80, True)])
+def test_a_warm_up_that_leaves_no_step_for_the_schedule_is_noted(warmup: int, warns: bool) -> None:
+    note = describe_endless_warmup(OptimConfig(lr=1e-3, warmup_steps=warmup), 8)
+    assert (note is not None) == warns
+    if warmup == 80:
+        assert "rises until the end, to 0.0001 of 0.001." in str(note)
 
 
 class Model(nn.Module):

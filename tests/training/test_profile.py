@@ -92,6 +92,9 @@ class Inverses:
 
     saves_first, every, names = False, 1, {"inverses": True}
 
+    def start(self, vla: VLA) -> Inverses:
+        return self
+
     def describe(self) -> str:
         return "inverses every step"
 
@@ -100,7 +103,7 @@ class Inverses:
 
 
 def test_a_measurement_is_not_traced(data: Mixture, tmp_path: Path) -> None:
-    run(data, tmp_path, profile=2, measurements=[lambda vla: Inverses()])
+    run(data, tmp_path, profile=2, measurements=[Inverses()])
     with gzip.open(tmp_path / "profile" / "trace.json.gz") as file:
         names = [event.get("name") for event in json.load(file)["traceEvents"]]
     assert not any("linalg_inv" in str(name) for name in names)

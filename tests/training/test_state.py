@@ -129,8 +129,9 @@ def test_measurements_see_the_average(data: Mixture, tmp_path: Path) -> None:
     class Look:
         every, names, saves_first = 4, {"looked": True}, False
 
-        def __init__(self, vla: VLA) -> None:
+        def start(self, vla: VLA) -> Look:
             self.vla = vla
+            return self
 
         def describe(self) -> str:
             return "a look"
@@ -139,7 +140,7 @@ def test_measurements_see_the_average(data: Mixture, tmp_path: Path) -> None:
             seen.append(self.vla.queries.detach().clone())
             return {"looked": 1.0}
 
-    final = run(data, tmp_path, config(ema={"decay": 0.5}), measurements=[Look])
+    final = run(data, tmp_path, config(ema={"decay": 0.5}), measurements=[Look()])
     assert torch.equal(seen[0], load_file(final / "model.safetensors")["queries"])
     assert not torch.equal(seen[0], load_file(final / "training" / "weights.safetensors")["queries"])
 

@@ -257,6 +257,9 @@ class Scripted:
         self.numbers, self.names, self.fails_at = numbers, {"exam.grade": higher}, fails_at
         self.measured: list[int] = []
 
+    def start(self, vla: VLA) -> Scripted:
+        return self
+
     def describe(self) -> str:
         return "an exam"
 
@@ -270,7 +273,7 @@ class Scripted:
 @pytest.mark.parametrize(("higher", "best"), [(False, 4), (True, 2)])
 def test_the_best_checkpoint_is_that_of_the_best_measurement(root, tmp_path, higher, best):
     exam = Scripted({2: 5.0, 4: 1.0, 6: 3.0, 8: 2.0}, higher)
-    run(made(root, best="exam.grade", checkpoint_every=100), tmp_path, measurements=[lambda _: exam])
+    run(made(root, best="exam.grade", checkpoint_every=100), tmp_path, measurements=[exam])
     assert exam.measured == [2, 4, 6, 8]
     assert find_checkpoint(tmp_path, "best") == tmp_path / "train" / f"step-{best:08d}"
     assert find_checkpoint(tmp_path, "last") == tmp_path / "checkpoint"
@@ -295,10 +298,10 @@ def test_a_checkpoint_is_written_before_a_measurement_that_may_fail(root, tmp_pa
     exam.saves_first = True
     recipe = made(root, best="exam.grade", checkpoint_every=100)
     with pytest.raises(Interrupted):
-        run(recipe, tmp_path, measurements=[lambda _: exam])
+        run(recipe, tmp_path, measurements=[exam])
     assert [(of.step, of.score and of.score.value) for of in list_checkpoints(tmp_path)] == [(4, 1.0), (6, None)]
     exam.fails_at = 0
-    run(recipe, tmp_path, measurements=[lambda _: exam])  # the measurement after step 6 is made up for
+    run(recipe, tmp_path, measurements=[exam])  # the measurement after step 6 is made up for
     assert exam.measured == [2, 4, 6, 8]
     assert {step: line["exam.grade"] for step, line in log(tmp_path).items() if "exam.grade" in line} == exam.numbers
     assert [(of.step, of.score and of.score.value) for of in list_checkpoints(tmp_path)] == [(4, 1.0), (8, 2.0)]
@@ -315,8 +318,8 @@ def test_a_kill_right_after_the_numbers_are_logged_loses_no_score(root, tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path, measurements=[lambda _: exam], say=killed)
-    run(recipe, tmp_path, measurements=[lambda _: exam])
+        run(recipe, tmp_path, measurements=[exam], say=killed)
+    run(recipe, tmp_path, measurements=[exam])
     assert find_checkpoint(tmp_path, "best") == tmp_path / "train/step-00000004"
 
 
@@ -346,10 +349,20 @@ def test_a_resumed_run_measures_as_one_that_was_never_stopped(root, tmp_path):
         ),
     ],
 )
-def test_a_name_that_is_not_measured_is_refused_before_the_first_step(root, tmp_path, training, message):
+def test_a_name_that_is_not_measured_is_refused_before_a_policy_is_built(
+    root, tmp_path, monkeypatch, training, message
+):
+    monkeypatch.delattr("anyvla.training.loop.Start.build_policy")
     with pytest.raises(ConfigError, match=message):
         run(made(root, **training), tmp_path)
-    assert not list(tmp_path.glob("train/step-*"))
+
+
+def test_the_name_of_a_measurement_other_than_validation_is_corrected_before_a_policy_is_built(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.delattr("anyvla.training.loop.Start.build_policy")
+    with pytest.raises(ConfigError, match=r"'exam\.grad' is not measured: did you mean 'exam\.grade'"):
+        run(made(root, best="exam.grad"), tmp_path, measurements=[Scripted({})])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from anyvla.backbones.adapting.resampler import PerceiverResampler, build_resamp
 from anyvla.backbones.base import Cache, Capability, ModelPart, capabilities_without
 from anyvla.backbones.families.quirks import QUIRKS, Quirk, find_quirk
 from anyvla.backbones.families.vision.inputs import SequenceImages
-from anyvla.backbones.hooks import capture_encoder_output, overwrite_embeddings
+from anyvla.backbones.hooks import capture_encoder_output, cast_output, overwrite_embeddings
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.backbones.language_config import find_windows
 from anyvla.backbones.source import (
@@ -235,6 +235,12 @@ class AutoBackbone(TokenBackbone):
     @contextmanager
     def _image_inputs(self, sequence: TokenSequence) -> Iterator[dict[str, Any]]:
         """Yield the model's inputs for the images of the sequence, for one call of the model."""
+        cast = cast_output(self.embedding, self.model.dtype) if self.quirk.casts_images else nullcontext()
+        with cast, self._make_image_inputs(sequence) as given:
+            yield given
+
+    @contextmanager
+    def _make_image_inputs(self, sequence: TokenSequence) -> Iterator[dict[str, Any]]:
         images = self._images(sequence)
         given = {name: make(images) for name, make in self.quirk.extra_inputs.items() if name in self._names}
         if not len(sequence.images):

@@ -30,6 +30,13 @@ def overwrite_embeddings(
 
 
 @contextmanager
+def cast_output(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Convert the output of a module to a type."""
+    with module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype)):
+        yield
+
+
+@contextmanager
 def capture_lm_head_input(head: nn.Module) -> Iterator[list[Float[Tensor, "S L D"]]]:
     """Capture the input of the LM head. The head itself gets no tokens, so it costs nothing."""
     hidden: list[Tensor] = []

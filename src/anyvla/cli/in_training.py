@@ -55,22 +55,23 @@ class InTrainingEvaluation:
             self.config, self.plans = self._plan(opened)
         finally:
             opened.benchmark.close()
+        self.report_to()
 
-    def start(
+    def report_to(
         self,
-        vla: VLA,
         say: Callable[[str], None] = lambda text: None,
         show: Callable[[int, int, str], None] = lambda step, steps, text: None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> InTrainingEvaluation:
-        """Take the policy to play. `show` gets the progress of playing.
+    ) -> None:
+        """Take functions that print a line, show the progress of playing, and return whether to stop."""
+        self.say, self.show, self.stop = say, show, stop
 
-        Raises ConfigError if the policy is not for the robot of the benchmark.
-        """
+    def start(self, vla: VLA) -> InTrainingEvaluation:
+        """Take the policy to play. Raises ConfigError if it is not for the robot of the benchmark."""
         from anyvla.evaluation.runner import check_embodiment
 
         check_embodiment([r.embodiment for r in vla.robots], self.embodiment)
-        self.vla, self.say, self.show, self.stop = vla, say, show, stop
+        self.vla = vla
         return self
 
     @property

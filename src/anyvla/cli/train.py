@@ -94,7 +94,8 @@ def train(recipe: Recipe, run: Path, profile: int | None = None) -> Path:
                 bar(p.step, p.steps, describe(p))
 
             say = partial(console.print, soft_wrap=True)
-            played = [partial(of.start, say=say, show=bar, stop=stop) for of in evaluations]
+            for of in evaluations:
+                of.report_to(say, bar, stop)
             with explaining_out_of_memory(recipe, run):
                 checkpoint = run_training(
                     recipe,
@@ -103,7 +104,7 @@ def train(recipe: Recipe, run: Path, profile: int | None = None) -> Path:
                     progress=show,
                     say=say,
                     stop=stop,
-                    measurements=played,
+                    measurements=evaluations,
                     profile=profile,
                 )
     console.print(f"trained: {checkpoint}")

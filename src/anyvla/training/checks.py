@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from anyvla.config import ConfigError
 from anyvla.policy import VLA, NormalizationConfig
@@ -44,10 +45,12 @@ def check_batch_size(size: int, windows: int) -> None:
 
 
 def train_in_float32(vla: VLA, precision: torch.dtype) -> None:
-    """Keep all trained weights in float32, whatever `backbone.dtype` is; frozen ones keep that type.
+    """Keep all trained weights in float32, whatever `backbone.dtype` is; frozen ones keep that type, but for norms.
 
     An optimizer's steps are too small for 16 bits: bfloat16 has 8 bits of mantissa, and at a learning rate of 2e-5
-    about 70 % of typical weights would never move in 100 steps.
+    about 70 % of typical weights would never move in 100 steps. Frozen layer and group norms become float32 beside
+    trained weights: on a CPU, norms in bfloat16 refuse the float32 activations of trained layers, and autocast on a GPU
+    computes norms in float32 anyway.
 
     Raises ConfigError, with the remedies, if frozen weights in 16 bits remain and `precision` is not bfloat16: only
     autocast to it joins the two.
@@ -56,9 +59,14 @@ def train_in_float32(vla: VLA, precision: torch.dtype) -> None:
     trained = {p for p in half if p.requires_grad}
     for weight in trained:
         weight.data = weight.data.float()
-    if trained and precision != torch.bfloat16 and half - trained:
+    if not trained or not half - trained:
+        return
+    if precision != torch.bfloat16:
         kind = str(next(iter(half - trained)).dtype).removeprefix("torch.")
         raise ConfigError(
             f"frozen weights are kept in {kind} and trained ones in float32, which needs autocast to bfloat16: use "
             "--training.precision bfloat16, or --model.backbone.dtype float32 (faster on a CPU without bfloat16)"
         )
+    for module in vla.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.float()

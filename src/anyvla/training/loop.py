@@ -16,7 +16,6 @@ from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
-from anyvla.policy import VLA
 from anyvla.representations.codec_report import check_codec
 from anyvla.training import checkpoint
 from anyvla.training.batches import StalledData, make_batches
@@ -27,19 +26,20 @@ from anyvla.training.idle_weights import IdleWeights
 from anyvla.training.keeping import CheckpointKeeper
 from anyvla.training.layers import prepare_layers
 from anyvla.training.log import TrainingLog
-from anyvla.training.measurements import Measurement, Measurements
+from anyvla.training.measurements import Measurements, PlannedMeasurement, choose_best
 from anyvla.training.meter import Meter, Progress
 from anyvla.training.parts import describe_parts, freeze_parts
 from anyvla.training.preflight import check_before_data
 from anyvla.training.profile import profiled
 from anyvla.training.resume import find_checkpoint_to_resume
+from anyvla.training.schedules import describe_endless_warmup
 from anyvla.training.spans import span
 from anyvla.training.spikes import SpikeLog
 from anyvla.training.start import cache_advice, describe_run, report_decoding
 from anyvla.training.state import TrainingState
 from anyvla.training.step import OptimizerStep
 from anyvla.training.tracking.tracking import Tracking
-from anyvla.training.validation import open_validation
+from anyvla.training.validation import name_numbers, open_validation
 from anyvla.training.warm_start.start import Start, find_origin
 from anyvla.worker_pool import WorkerDied
 
@@ -54,19 +54,19 @@ def train(
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = logger.info,
     stop: Callable[[], bool] = lambda: False,
-    measurements: Sequence[Callable[[VLA], Measurement]] = (),
+    measurements: Sequence[PlannedMeasurement] = (),
     profile: int | None = None,
 ) -> Path:
     """Train, or resume the training in `run`. Return `run/checkpoint`, which keeps the recipe.
 
     `mixture` is the opened data of the recipe. `say` gets lines for people before the first step and while the first
-    frames are decoded. `measurements` are built with the policy; their numbers are logged. `profile`: the number of
+    frames are decoded. `measurements` start with the policy; their numbers are logged. `profile`: the number of
     steps to profile into `run/profile`, which changes no result.
 
-    Raises ConfigError if the checkpoint in `run` is of another recipe, if `training.init_from` cannot be used or if a
-    launcher started several processes, CodecError unless `run/codec` is the codec of the representation, fitted to this
-    data, TrainingError if the loss or the gradients are not finite, StalledData or WorkerDied if the workers fail,
-    Interrupted if `stop()` returns true.
+    Raises ConfigError if the checkpoint in `run` is of another recipe, if `training.init_from` cannot be used, if
+    `training.best` is not measured or if a launcher started several processes, CodecError unless `run/codec` is the
+    codec of the representation, fitted to this data, TrainingError if the loss or the gradients are not finite,
+    StalledData or WorkerDied if the workers fail, Interrupted if `stop()` returns true.
     """
     check_before_data(recipe, run)
     model, config, data = recipe.model, recipe.training, recipe.data
@@ -81,8 +81,13 @@ def train(
     if start.codec == run / "codec":  # else it is the checkpoint's own
         check_codec(start.codec, model.representation, model.chunk, space, actions, fingerprint)
     check_actions_vary(start.robots, model.normalization)
+    groups = mixture.layout.embodiment.action.groups
+    names = {} if data.validation is None else name_numbers(groups)
+    best = choose_best(names | {name: higher for m in measurements for name, higher in m.names.items()}, config.best)
     for note in describe_robot_dims(start.robots, model.normalization):
         logger.warning("%s", note)
+    if warning := describe_endless_warmup(config.optim, config.steps):
+        logger.warning("%s", warning)
     torch.manual_seed(config.seed)
     window = WindowConfig(
         window=model.history.build().window,
@@ -118,13 +123,13 @@ def train(
         contextlib.closing(profiled(range(first_step, config.steps), profile, vla, run, say)) as steps,
     ):
         keeper = CheckpointKeeper(run, state, to_dict(recipe), config, begun, start.record)
-        measured = [*open_validation(recipe, mixture, vla, window), *(build(vla) for build in measurements)]
+        measured = [*open_validation(recipe, mixture, vla, window), *(of.start(vla) for of in measurements)]
         take_step = OptimizerStep(state, config, device, windows.describe)
         meter = Meter(device, precision, compiled=config.compile)
         spikes = SpikeLog(config.spikes, run / "train" / "spikes.jsonl", first_step, windows.describe)
-        measure = Measurements(measured, config, keeper, log, meter, say, state.acting_weights)
+        measure = Measurements(measured, config.steps, best, keeper, log, meter, say, state.acting_weights)
         idle = IdleWeights(vla, len(mixture.datasets), config.without_gradient)
-        keeper.begin(measured=measure.best is not None)
+        keeper.begin(measured=best is not None)
         measure.resume(first_step)
         for step in steps:
             first = report_decoding(windows, say) if step == first_step else contextlib.nullcontext()

@@ -16,13 +16,25 @@ from anyvla.checkpoint.of_run import Score
 from anyvla.config import ConfigError
 from anyvla.policy import VLA
 from anyvla.registry import suggest
-from anyvla.training.config import TrainingConfig
 from anyvla.training.keeping import CheckpointKeeper
 from anyvla.training.log import TrainingLog
 from anyvla.training.meter import Meter
 from anyvla.training.spans import not_traced
 
 _PREFERRED = ("evaluation.success", "validation.loss")  # the scores of checkpoints, if training.best names none
+
+
+class PlannedMeasurement(Protocol):
+    """A measurement whose policy does not exist yet."""
+
+    @property
+    def names(self) -> Mapping[str, bool]:
+        """The names of the numbers of the measurement, and whether a higher number is better."""
+        ...
+
+    def start(self, vla: VLA) -> Measurement:
+        """Take the policy to measure."""
+        ...
 
 
 class Measurement(Protocol):
@@ -58,20 +70,22 @@ class Measurements:
     def __init__(
         self,
         measurements: Sequence[Measurement],
-        config: TrainingConfig,
+        steps: int,
+        best: tuple[str, bool] | None,
         keeper: CheckpointKeeper,
         log: TrainingLog,
         meter: Meter,
         say: Callable[[str], None],
         acting_weights: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """`acting_weights` returns a context in which the policy has the weights that it will act with.
+        """Take the measurements of a training of `steps` steps, and the number that scores checkpoints.
 
-        Raises ConfigError if `training.best` is not measured.
+        `best` is from `choose_best`. `acting_weights` returns a context in which the policy has the weights that it
+        will act with.
         """
-        self.measurements, self.steps, self.acting_weights = measurements, config.steps, acting_weights
+        self.measurements, self.steps, self.acting_weights = measurements, steps, acting_weights
         self.keeper, self.log, self.meter, self.say = keeper, log, meter, say
-        self.best = choose_best(measurements, config.best)
+        self.best = best
         for of in measurements:
             say(of.describe())
 
@@ -107,19 +121,18 @@ class Measurements:
         self.say(f"step {step}: {listed} ({time.perf_counter() - begin:.0f} s)")
 
 
-def choose_best(measurements: Sequence[Measurement], best: str | None) -> tuple[str, bool] | None:
+def choose_best(names: Mapping[str, bool], best: str | None) -> tuple[str, bool] | None:
     """Return the name of the number by which checkpoints are compared, and whether a higher one is better.
 
-    `best` is `training.best`; None: the success of an evaluation if there is one, else the validation loss, else none.
-    Raises ConfigError, with the names that are measured, if it is none of them.
+    `names` are the names of all measurements. `best` is `training.best`; None: the success of an evaluation if there is
+    one, else the validation loss, else none. Raises ConfigError, with the nearest name, if it is none of them.
     """
-    names = {name: higher for m in measurements for name, higher in m.names.items()}
     if best is None:
         best = next((name for name in _PREFERRED if name in names), None)
         return None if best is None else (best, names[best])
     if best not in names:
         raise ConfigError(
-            f"training.best: {best!r} is not measured: {suggest(best, names)} Measured are {', '.join(names)}"
+            f"training.best: {best!r} is not measured: {suggest(best, names)} Measured are {', '.join(names) or 'none'}"
         )
     return best, names[best]
 

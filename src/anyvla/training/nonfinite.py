@@ -23,18 +23,17 @@ from anyvla.types import Batch
 _NAMED = 3  # samples, at most
 _OUTLIER = 100.0  # in model units, where most values are within [-1, 1]
 
-_PRECISION = "try a lower --training.optim.lr or --training.precision float32"
-
 Describe = Callable[[Sequence[int], str], str]  # a row of `Batch.samples` and its instruction
 Run = Callable[[Batch], Loss]  # a forward and a backward pass
 
 
-def explain(vla: VLA, pieces: Sequence[tuple[Batch, Run]], describe: Describe) -> str:
+def explain(vla: VLA, pieces: Sequence[tuple[Batch, Run]], describe: Describe, precision: torch.dtype) -> str:
     """Return sentences on the cause of a failed step and its remedy.
 
     `pieces` are the pieces of the batch, each with a function that computes it, or a changed copy of it, once more.
-    Leaves arbitrary gradients; the weights stay as they are.
+    `precision` is the type of the matrix products. Leaves arbitrary gradients; the weights stay as they are.
     """
+    in_float32 = precision == torch.float32
     broken = [name for name, weight in vla.named_parameters() if not weight.isfinite().all()]
     if broken:
         return (
@@ -54,28 +53,34 @@ def explain(vla: VLA, pieces: Sequence[tuple[Batch, Run]], describe: Describe) -
             with _bad_gradients(vla) as bad:
                 return not _run(vla, run, _keep_rows(piece, rows)).total.isfinite() or bool(bad)
 
-        return where + first + _name_samples(vla, piece, fails, describe)
+        return where + first + _name_samples(vla, piece, fails, describe, in_float32)
+    remedy = "another machine or another version of PyTorch" if in_float32 else "--training.precision float32"
     return (
         "The same step, computed again, was finite: the hardware or a library may be at fault. Resume, and try "
-        "--training.precision float32 if it happens again"
+        f"{remedy} if it happens again"
     )
 
 
-def _name_samples(vla: VLA, piece: Batch, fails: Callable[[list[int]], bool], describe: Describe) -> str:
+def _name_samples(
+    vla: VLA, piece: Batch, fails: Callable[[list[int]], bool], describe: Describe, in_float32: bool
+) -> str:
+    other = "more --training.optim.warmup_steps" if in_float32 else "--training.precision float32"
+    steadier = f"try a lower --training.optim.lr or {other}"
     if fails([]):
-        return f"It happens whatever the samples are: the weights or the precision are at fault: {_PRECISION}"
+        cause = "weights are" if in_float32 else "weights or the precision are"
+        return f"It happens whatever the samples are: the {cause} at fault: {steadier}"
     found: list[int] = []
     _bisect(list(range(len(piece.instructions))), fails, found)
     if not found:
-        return f"No sample causes it alone: {_PRECISION}"
+        return f"No sample causes it alone: {steadier}"
     samples = [_describe_row(vla, piece, row, describe) for row in found]
     named = "; ".join(f"{name}{': ' if notes else ''}{', '.join(notes)}" for name, notes in samples)
     at_least = " at least" if len(found) == _NAMED else ""
     if any(notes for _, notes in samples):
         remedy = "Look for outliers there (anyvla data check) and leave the episode out (leave_out in its source)"
-        advice = f"{remedy}, or: {_PRECISION}"
+        advice = f"{remedy}, or: {steadier}"
     else:
-        advice = f"Their numbers are within the range of the data, so that the weights may have diverged: {_PRECISION}"
+        advice = f"Their numbers are within the range of the data, so that the weights may have diverged: {steadier}"
     return f"{len(found)} of {len(piece.instructions)} samples{at_least} cause it: {named}. {advice}"
 
 

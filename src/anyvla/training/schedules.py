@@ -36,6 +36,17 @@ def _decay_begin(config: OptimConfig, steps: int) -> int:
     return max(config.warmup_steps, steps - max(1, decay))
 
 
+def describe_endless_warmup(config: OptimConfig, steps: int) -> str | None:
+    """Return a warning if the learning rate still rises at the last of `steps` steps; None if it does not."""
+    if config.warmup_steps < max(2, steps):
+        return None
+    return (
+        f"training.optim.warmup_steps is {config.warmup_steps} and training.steps is {steps}: the learning rate rises "
+        f"until the end, to {learning_rate(config, steps - 1, steps):.3g} of {config.lr:g}. Give fewer, such as "
+        f"--training.optim.warmup_steps {steps // 10}"
+    )
+
+
 def describe_other_steps(config: OptimConfig, done: int, before: int, after: int) -> str:
     """Describe the learning rates if a run of `before` steps is resumed after `done` for `after` in all.
 

@@ -52,8 +52,8 @@ class OptimizerStep:
         self.state, self.vla, self.optimizer = state, state.vla, state.optimizer
         self.config, self.device = config, device
         self.describe = describe  # names the samples that fail
-        dtype = pick_precision(config.precision, device)
-        self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        self.precision = pick_precision(config.precision, device)
+        self.autocast = torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def __call__(self, batch: Batch, step: int, last: Path | None) -> StepResult:
         """Update the weights by the gradient of a batch in step `step` (from 0).
@@ -105,7 +105,7 @@ class OptimizerStep:
 
     def _explain(self, pieces: Sequence[tuple[Batch, nonfinite.Run]]) -> str:
         try:
-            return nonfinite.explain(self.vla, pieces, self.describe)
+            return nonfinite.explain(self.vla, pieces, self.describe, self.precision)
         except (RuntimeError, ValueError, OSError) as error:  # the failed step must be reported all the same
             return f"The search for the cause failed ({str(error).partition(chr(10))[0]})"
 

@@ -64,8 +64,7 @@ class Validation:
         self.chosen = [
             spread_at_random(size, most, config.seed) for size, most in zip(self.windows.sizes, limits, strict=True)
         ]
-        groups = vla.layout.embodiment.action.groups
-        self.names = {LOSS: False} | {name_error(g): find_measure(g)[0] == "accuracy" for g in groups}
+        self.names = name_numbers(vla.layout.embodiment.action.groups)
 
     @property
     def every(self) -> int:
@@ -143,6 +142,11 @@ def open_validation(recipe: TrainingRecipe, mixture: Mixture, vla: VLA, window: 
     trained, held_out = (sum(int(d.lengths.sum()) for d in m.datasets) for m in (mixture, mixture.validation))
     room = recipe.data.cache_gb * held_out / (trained + held_out)  # beside the frames of the training episodes
     return [Validation(vla, mixture.validation, config, training, replace(window, cache_gb=room))]
+
+
+def name_numbers(groups: Sequence[Group]) -> dict[str, bool]:
+    """Return the names of all numbers of a validation, and whether a higher number is better."""
+    return {LOSS: False} | {name_error(group): find_measure(group)[0] == "accuracy" for group in groups}
 
 
 def name_error(group: Group) -> str:

@@ -67,6 +67,7 @@ class Quirk:
             "image_embeds_position_mask": mark_image_tokens,
         }
     )
+    casts_images: bool = False  # to the type of the model's first weight, which text embeddings must then have too
     note: str = ""  # for users of this family
 
 
@@ -164,7 +165,8 @@ _MINICPM = Quirk(
 )
 
 QUIRKS: dict[str, Quirk] = {
-    **dict.fromkeys(("idefics3", "smolvlm"), _IDEFICS3),
+    "idefics3": _IDEFICS3,
+    "smolvlm": replace(_IDEFICS3, casts_images=True),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _QWEN_VL),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _QWEN3_5),
     **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), _GLM_VL),
