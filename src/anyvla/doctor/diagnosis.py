@@ -77,8 +77,7 @@ class Doctor:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Diagnosis:
         """Return the fault, or the pair of faults, whose answers match the served ones."""
-        total = len(faults)
-        candidates: list[Candidate] = []
+        total, candidates = len(faults), list[Candidate]()
         for begin in range(0, total, _BATCH):
             candidates += self.measure(served, faults[begin : begin + _BATCH])
             progress(min(begin + _BATCH, total), total)
@@ -86,8 +85,9 @@ class Doctor:
         found = self._judge(served, candidates, without, len(candidates))
         if found.fit == "exact":
             return found
+        singles = tuple(candidates)
         for predicted in (False, True) if found.fit == "none" else (False,):
-            pairs = list(self._pair(candidates[:total], predicted))
+            pairs = list(self._pair(singles, predicted))
             for begin in range(0, len(pairs), _BATCH):
                 candidates += self.measure(served, pairs[begin : begin + _BATCH])
                 progress(min(begin + _BATCH, len(pairs)), len(pairs))
@@ -136,16 +136,14 @@ class Doctor:
         self, served: Float32[np.ndarray, "K n A"], candidates: Sequence[Candidate], without: float, tried: int
     ) -> Diagnosis:
         """Return the best candidate, the ones of the same effect, and the next one of another effect."""
-        ranked = sorted(
-            candidates,
-            key=lambda c: (not c.exact, len(c.fault.parts), c.distance) if c.exact else (True, 0, c.distance),
-        )
+        ranked = sorted(candidates, key=lambda c: (not c.exact, len(c.fault.parts) if c.exact else 0, c.distance))
         if not ranked:
             return Diagnosis("none", None, (), None, without, tried)
         best = ranked[0]
         own = self.answers([best.fault])[0]
         assert own is not None
-        same, other = [], None
+        same: list[Candidate] = []
+        other: Candidate | None = None
         for candidate in ranked[1:]:
             answers = self.answers([candidate.fault])[0]
             if answers is not None and self._comparison.are_equal(own, answers):

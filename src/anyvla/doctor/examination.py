@@ -51,20 +51,19 @@ def examine(
     convert: Callable[[np.ndarray], np.ndarray] = lambda actions: actions,
     tolerance: float | None = None,
     instructions: Sequence[str] = (),
-    seeds: Sequence[int] | None = None,
     thorough: bool = True,
     progress: Progress = lambda done, total, note: None,
 ) -> Examination:
     """Compare the answers that were served along the episodes with those of training.
 
-    `convert`: actions to the client's convention; `seeds`: of the sessions of each episode, if they are known;
-    `instructions`: of the data, for a wrong one; `thorough`: also list the faults that would not have been noticed.
+    `convert`: actions to the client's convention; `instructions`: of the data, for a wrong one; `thorough`: also list
+    the faults that would not have been noticed.
     """
     comparison = Comparison(vla, robot, tolerance, convert)
     calls = Calls(execute, whole_chunks, min(s.actions.shape[1] for s in served), convert)
     served = [replace(s, actions=s.actions[:, : calls.actions]) for s in served]
     reference = Reference(vla, episodes)
-    noise = find_seeds(reference, calls, served, comparison, len(episodes), seeds)
+    noise = find_seeds(reference, calls, served, comparison)
     training, chosen = noise.training, noise.seeds
     session = reference.of_session(calls, chosen)
     in_process = max(float(comparison.differences(a, b).max(initial=0)) for a, b in zip(session, training, strict=True))

@@ -61,26 +61,17 @@ class Noise:
     spread: float | None = None  # distance between the answers with two seeds
 
 
-def find_seeds(
-    reference: Reference,
-    calls: Calls,
-    served: Sequence[Answers],
-    comparison: Comparison,
-    count: int,
-    given: Sequence[int] | None,
-) -> Noise:
+def find_seeds(reference: Reference, calls: Calls, served: Sequence[Answers], comparison: Comparison) -> Noise:
     """Return the seeds whose answers are nearest to the served ones."""
-    if given is not None:
-        return Noise("given", list(given), reference.answers(calls, given))
     found: list[tuple[float, Noise]] = []
+    spread: float | None = None
     for name, seed in SEEDINGS.items():
-        seeds = [seed(i) for i in range(count)]
+        seeds = [seed(i) for i in range(len(served))]
         training = reference.answers(calls, seeds)
         if len(found) == 1:
-            first = found[0][1].training
-            if all(np.array_equal(a, b) for a, b in zip(first, training, strict=True)):
+            spread = comparison.distance(np.concatenate(found[0][1].training), np.concatenate(training))
+            if spread == 0:
                 return Noise(None, seeds, training)
-            spread = comparison.distance(np.concatenate(first), np.concatenate(training))
         distance = comparison.distance(np.concatenate([s.actions for s in served]), np.concatenate(training))
         found.append((distance, Noise(name, seeds, training)))
     best = min(found, key=lambda pair: pair[0])[1]

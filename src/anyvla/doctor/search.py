@@ -46,8 +46,9 @@ class Search:
         self._screened_steps = first.step + _SCREENED_CALLS * calls.execute
 
     def diagnose(self, faults: Sequence[Fault], noise: Noise, progress: Progress) -> Diagnosis:
+        """Return the fault that fits best, with the seeds of `noise` or with others that a server may have used."""
         seedings = [noise.seeds]
-        if noise.name in SEEDINGS:  # with a fault, the seeds are not known either
+        if noise.name is not None:  # with a fault, the seeds are not known for certain
             seedings += [[seed(i) for i in range(len(self._episodes))] for seed in SEEDINGS.values()]
         best: Diagnosis | None = None
         for seeds in {tuple(own): own for own in seedings}.values():

@@ -1,4 +1,4 @@
-"""Correct clients of the wire protocols that the doctor speaks: vla-eval and openpi."""
+"""Correct clients of the wire protocols that the doctor speaks: vla-eval, openpi and anyvla."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anyvla.types import Observation
 
 _ANSWER_S = 300.0  # a large policy on a CPU takes its time
 _CONNECT_S = 10.0
-PROTOCOLS = ("vla-eval", "openpi")
+PROTOCOLS = ("vla-eval", "openpi", "anyvla")
 
 
 @contextlib.contextmanager
@@ -30,9 +30,10 @@ def connected(
 
     Raises ConfigError if no server answers there, or if it speaks another protocol.
     """
-    kinds: dict[str, type[VlaEvalClient | OpenpiClient]] = {
+    kinds: dict[str, type[VlaEvalClient | OpenpiClient | AnyvlaClient]] = {
         "vla-eval": VlaEvalClient,
         "openpi": OpenpiClient,
+        "anyvla": AnyvlaClient,
     }
     if protocol not in kinds:
         raise ConfigError(
@@ -175,6 +176,45 @@ class OpenpiClient:
 
     def close(self) -> None:
         self._socket.close()
+
+
+class AnyvlaClient:
+    """The client of `anyvla_sim`, whose sessions get the seed 0."""
+
+    whole_chunks: bool | None = True
+
+    def __init__(self, url: str, writer: ObservationWriter, key: str | None = None) -> None:
+        from anyvla_sim.client import Client, ClientError
+
+        self._error = ClientError
+        try:
+            self._client = Client(url, key=key, timeout_s=_ANSWER_S, retries=0)
+        except (ClientError, ValueError) as error:
+            raise ConfigError(f"no policy server of anyvla answers at {url}: {error}") from None
+        robot = self._client.robot
+        self.description: Mapping[str, Any] = {
+            "robot": robot.name,
+            "cameras": list(robot.cameras),
+            "chunk": robot.chunk,
+            "execute": robot.execute,
+            **({"policy": robot.policy} if robot.policy else {}),
+        }
+
+    def start(self, instruction: str) -> None:
+        try:
+            self._session = self._client.start(instruction)
+        except self._error as error:
+            raise RefusedError(str(error)) from None
+
+    def ask(self, observation: Observation, step: int) -> Float32[np.ndarray, "n A"]:
+        seen = {"images": dict(observation.images), "proprio": observation.proprio}
+        try:
+            return self._session.predict(seen).actions
+        except self._error as error:
+            raise RefusedError(str(error)) from None
+
+    def close(self) -> None:
+        self._client.close()
 
 
 def _png(image: np.ndarray) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.doctor.local_server import serving
 from anyvla.policy import VLA
 from anyvla.serving.mapping import ClientMapping, Request, Translator
+from anyvla.serving.mapping_files import choose_mapping
+from anyvla.serving.protocols.registry import load_protocol
 from anyvla.types import Observation
 from tests import small
 from tests.doctor import recordings
@@ -45,7 +47,7 @@ def call(capsys: Any, run: Path, *arguments: object) -> tuple[int, str, str]:
     return status, out, " ".join(err.split())
 
 
-@pytest.mark.parametrize("protocol", ["vla-eval", "openpi"])
+@pytest.mark.parametrize("protocol", ["vla-eval", "openpi", "anyvla"])
 def test_a_served_policy_predicts_what_training_computes(
     run: Path, tmp_path: Path, capsys: Any, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,14 +55,15 @@ def test_a_served_policy_predicts_what_training_computes(
     status, out, err = call(capsys, run, "--protocol", protocol, "--json", "--out", tmp_path)
     report = json.loads(out)
     assert (status, report["equal"], report["diagnosis"]) == (0, True, None), err
-    assert report["whole_chunks"] is (protocol == "openpi")
+    chunks = protocol != "vla-eval"
+    assert report["whole_chunks"] is chunks
     assert len(report["episodes"]) == 3
-    assert sum(e["calls"] for e in report["episodes"]) == (5 + 4 + 4 if protocol == "openpi" else 9 + 8 + 8)
+    assert sum(e["calls"] for e in report["episodes"]) == (5 + 4 + 4 if chunks else 9 + 8 + 8)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert [g["group"] for g in report["agreement"]] == ["position", "gripper"]
     with np.load(tmp_path / "answers.npz") as answers:
         number = report["episodes"][0]["episode"]
-        assert answers[f"actions_{number}"].shape[1:] == (4 if protocol == "openpi" else 1, 4)
+        assert answers[f"actions_{number}"].shape[1:] == (4 if chunks else 1, 4)
 
 
 def test_sampled_noise_is_that_of_the_session(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +180,49 @@ def test_a_server_of_another_policy_is_refused(
         assert f"the server at {url} has another policy than the checkpoint: chunk 6 instead of 4" in err
         status, _, err = call(capsys, run, "--server", url, "--protocol", "openpi")
         assert "does not greet as a server of openpi" in err
+
+
+def test_a_running_server_of_other_weights_is_refused(run: Path, capsys: Any) -> None:
+    other = recordings.policy(small.mixture(run / "dataset"), {"name": "policy_head", "window": 2}, LSTM)
+    other.queries.data += 0.1
+    for protocol in ("vla-eval", "openpi", "anyvla"):
+        kind = load_protocol(protocol)
+        translator = Translator(
+            choose_mapping(None, other.robots[0].embodiment, protocol, kind.keys), other.robots[0].embodiment
+        )
+        with serving(other, translator, protocol) as url:
+            status, _, err = call(capsys, run, "--server", url, "--protocol", protocol)
+        assert status == 1
+        assert "has another policy than the checkpoint: policy" in err
+
+
+MODULE_IN_DEGREES = """
+import numpy as np
+
+def ask(seen):
+    from anyvla.observing import ProprioChecker
+    from tests.cli.doctor import test_policy
+
+    values = seen["proprio"].copy()
+    values[3:6] = np.rad2deg(values[3:6])
+    checker = ProprioChecker(test_policy.examined[0].robots[0])
+    raise ValueError(checker.describe(values, checker.find_implausible(values)))
+"""
+examined: list[VLA] = []
+
+
+def test_the_fault_of_a_refused_observation_is_named(
+    run: Path, vla: VLA, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in_degrees.py").write_text(MODULE_IN_DEGREES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    examined[:] = [vla]
+    status, _, err = call(capsys, run, "--client", "in_degrees:ask")
+    assert status == 1
+    assert (
+        "step 0: in_degrees:ask failed: ValueError: proprio of robot 'arm' is far outside of the training data" in err
+    )
+    assert "The fault: proprio rotation sent in degrees instead of radians." in err
 
 
 def test_a_server_that_refuses_an_observation_is_quoted(run: Path, vla: VLA, capsys: Any) -> None:

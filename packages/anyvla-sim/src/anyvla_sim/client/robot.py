@@ -31,6 +31,7 @@ class Robot:
     chunk: int  # actions that the policy predicts at once
     execute: int  # actions of a chunk to execute before the next prediction
     control_hz: float  # actions per second
+    policy: str = ""  # a hash that other trained policies do not share; "": the server doesn't say
 
     @staticmethod
     def read(description: Any) -> Robot:
@@ -44,6 +45,7 @@ class Robot:
                 int(description["chunk"]),
                 int(description["execute"]),
                 float(description["control_hz"]),
+                str(description.get("policy", "")),
             )
         except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
             raise ClientError(f"the server's description of its robot cannot be read: {error!r}") from None
