@@ -213,7 +213,7 @@ def test_a_mapping_that_does_not_fit_is_refused_with_the_nearest_name(tmp_path: 
     with pytest.raises(ConfigError, match="no such file or mapping; did you mean 'droid'"):
         choose_mapping("driod", front, "openpi")
     with pytest.raises(
-        ConfigError, match=r"mapping droid .openpi. has no key for the camera 'wrist_imag': did you mean"
+        ConfigError, match=r"mapping droid .openpi. has no key for the camera 'wrist_imag' .did you mean"
     ):
         choose_mapping("droid", front, "openpi")
     with pytest.raises(ConfigError, match="--mapping droid has keys of openpi, not of groot"):

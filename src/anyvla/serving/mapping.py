@@ -23,7 +23,7 @@ from anyvla.serving.actions import ActionWriter
 from anyvla.serving.arrays import EncodedImage, Layout, read_image, read_text
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import quote
-from anyvla.serving.observation_keys import MISSING, describe_keys, find
+from anyvla.serving.observation_keys import MISSING, MissingKeyError, find
 from anyvla.serving.proprio import ProprioKeys, ProprioReader, Value, split_key
 from anyvla.text import check_instruction
 from anyvla.types import Observation
@@ -111,9 +111,7 @@ class Translator:
         if text is MISSING and self.mapping.default_instruction is not None:
             text = self.mapping.default_instruction
         if text is MISSING:
-            raise ValueError(
-                f"the observation has no {quote(key)}, it has {describe_keys(values)}: it must say what to do, in text"
-            )
+            raise MissingKeyError("instruction", quote(key), values, "it must say what to do, in text")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"the observation has no {key}: it must say what to do, in text; got {quote(text)}")
         if len(text) > most:
@@ -135,11 +133,7 @@ class Translator:
         if found is MISSING:
             found = find(values, key)
         if found is MISSING:
-            raise ValueError(
-                f"the observation has no image {quote(key)}, it has {describe_keys(values)}: the policy reads its "
-                f"camera {camera!r}; name the client's key in --mapping, or have it send that one "
-                "(vla-eval: send_wrist_image)"
-            )
+            raise MissingKeyError("camera", f"image {quote(key)}", values, f"the policy reads its camera {camera!r}")
         return read_image(found, key, self._limits, self.mapping.layout)
 
     def action(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:

@@ -73,8 +73,8 @@ def _fit(mapping: ClientMapping, name: str, robot: Embodiment) -> ClientMapping:
     for camera in robot.cameras:
         if camera not in mapping.cameras:
             raise ConfigError(
-                f"the mapping {name} has no key for the camera {camera!r}: {suggest(camera, mapping.cameras)} Rename "
-                f"the camera, or give --mapping FILE, or --mapping {PLAIN} for the protocol's own keys"
+                f"the mapping {name} has no key for the camera {camera!r} ({suggest(camera, mapping.cameras)}): give "
+                f"--mapping FILE, or --mapping {PLAIN} for the protocol's own keys"
             )
     groups, actions = {g.name for g in robot.proprio.groups}, {g.name for g in robot.action.groups}
     proprio = mapping.proprio

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from anyvla.serving.naming import join_names
 
 MISSING: Any = object()
+Part = Literal["camera", "proprio", "instruction"]
 _MARKERS = ("__ndarray__", "__image__", "__npgeneric__")  # of a map that is one value: an array, an image, a number
+
+
+class MissingKeyError(ValueError):
+    """A part of an observation that did not come. The message names the keys that did."""
+
+    def __init__(self, part: Part, name: str, values: Mapping[str, Any], reason: str) -> None:
+        """`name`: what did not come, "image 'wrist'"; `reason`: why it is needed."""
+        super().__init__(
+            f"the observation has no {name}, it has {describe_keys(values)}: {reason}; have the client send it, or "
+            "name the client's key in --mapping"
+        )
+        self.part = part
 
 
 def find(values: Any, path: str) -> Any:

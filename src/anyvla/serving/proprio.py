@@ -20,7 +20,7 @@ from anyvla.robot.units import unit_ratio
 from anyvla.serving.arrays import read_vector
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import quote
-from anyvla.serving.observation_keys import MISSING, describe_keys, find, is_leaf
+from anyvla.serving.observation_keys import MISSING, MissingKeyError, find, is_leaf
 
 Value = Annotated[float, Field(ge=-VALUE, le=VALUE)]
 _PARTS = re.compile(r"(.+)\[([0-9:, ]+)\]")  # key[3:6], key[4:7, 3]
@@ -163,10 +163,7 @@ def _read_numbers(values: Mapping[str, Any], key: str, what: str, limits: Server
     """Return the numbers at a key. Raises ValueError, also for a key that is missing."""
     found = find(values, key)
     if found is MISSING:
-        raise ValueError(
-            f"the observation has no {quote(key)}, it has {describe_keys(values)}: the policy reads {what}; have the "
-            "client send it (vla-eval: send_state), or name the client's keys in --mapping"
-        )
+        raise MissingKeyError("proprio", quote(key), values, f"the policy reads {what}")
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, which is refused
         return read_vector(found, key, limits).astype(np.float32)
 

@@ -29,6 +29,13 @@ def test_each_registry_is_listed_under_the_word_of_a_recipe(kind: str, capsys: p
     assert all(row["what"] for row in rows.values())
 
 
+def test_a_mapping_is_listed_with_its_protocols_and_robots(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed("mappings", capsys)
+    assert rows["droid"]["protocols"] == "openpi"
+    assert "franka_droid" in rows["droid"]["robots"]
+    assert {"libero", "droid", "aloha", "bridge", "calvin", "simpler"} <= set(rows)
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("heads", "decoders or representations"), ("structures", "histories, fusers, or combinations")]
 )

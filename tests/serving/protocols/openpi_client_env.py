@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,10 @@ VARIABLE = "ANYVLA_OPENPI_CLIENT_PYTHON"
 PACKAGES = ("openpi-client==0.1.2", "numpy<2", "typing_extensions")
 
 
-@functools.cache
-def python_with_openpi_client() -> str:
+def install_openpi_client(folder: Path) -> str:
     """Return the interpreter that the variable names, or one of a new environment. Skip the test without a network."""
     if VARIABLE in os.environ:
         return os.environ[VARIABLE]
-    folder = Path(tempfile.mkdtemp(prefix="openpi-client-"))
     python = str(folder / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     installed = subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], capture_output=True, text=True)

@@ -17,7 +17,7 @@ from anyvla.serving.limits import ServerLimits
 from anyvla.serving.protocols.openpi import OpenpiProtocol
 from tests import small
 from tests.serving.clients import ROBOT, Running, dial, seen
-from tests.serving.protocols.openpi_client_env import python_with_openpi_client
+from tests.serving.protocols.openpi_client_env import install_openpi_client
 from tests.serving.protocols.openpi_wire import OPENPI, ask, flat, pack, unpack
 
 
@@ -193,7 +193,7 @@ np.savez(file, executed=executed, whole=whole["actions"], timing=sorted(whole["s
 @pytest.mark.slow
 def test_the_real_client_of_openpi(running: Callable[..., Running], tmp_path: Path) -> None:
     """PyPI `openpi-client` and its ActionChunkBroker get the actions of the policy in process."""
-    python = python_with_openpi_client()
+    python = install_openpi_client(tmp_path / "env")
     vla = recurrent()
     server = running(vla, ServerLimits(), "secret", protocol=OpenpiProtocol, mapping=OPENPI)
     arrays: dict[str, np.ndarray] = {}

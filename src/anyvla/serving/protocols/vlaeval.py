@@ -20,10 +20,12 @@ from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import Request
 from anyvla.serving.msgpack_reader import MessageError, read_msgpack
 from anyvla.serving.naming import join_names, quote
+from anyvla.serving.observation_keys import MissingKeyError
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.protocols.base import Connection, Reply, WebsocketProtocol
 
 PROTOCOL = 1
+_OPTIONS = {"camera": " (vla-eval: send_wrist_image)", "proprio": " (vla-eval: send_state)", "instruction": ""}
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Conversation:
             return message, None
         try:
             return message, self._service.translator.request(message.payload)
+        except MissingKeyError as error:
+            raise MessageFault(f"{error}{_OPTIONS[error.part]}", message.seq) from None
         except ValueError as error:
             raise MessageFault(str(error), message.seq) from None
 
