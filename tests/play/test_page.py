@@ -97,7 +97,7 @@ def test_the_ring_is_dragged_and_follows_the_object(browser, cart):
     browser.wait(READY)
     where = f"(r => [r.x + r.width / 2, r.y + r.height / 2])({find('.ring')}.getBoundingClientRect())"
     at = browser.evaluate(where)
-    size = browser.evaluate(f"{find('.square')}.getBoundingClientRect().width")
+    size = browser.evaluate(f"{find('.picture')}.getBoundingClientRect().width")
     drag(browser, at, (0.2 * size, 0))
     moved = f"({where})[0] - {at[0]}"  # the cart moves by the fraction, which is 2.4 m wide
     browser.wait(f"Math.abs({moved} - {0.2 * size / 2.4}) < 2")

@@ -15,7 +15,7 @@ from tests.play import fakes
 
 
 class Page:
-    """What a page would get, and a visit behind it."""
+    """The messages of a page, and the visit behind it."""
 
     def __init__(self, *gains, policies=None):
         self.texts, self.pictures = queue.Queue(), []
@@ -99,6 +99,17 @@ def test_an_unknown_text_is_given_to_the_policy_and_any_goal_ends_it(page):
     page = page()
     page.give("instruct", text="the left one please")
     assert page.state("idle", outcomes=["cart-left"])["instructed"] is None
+
+
+def test_a_slow_robot_leaves_out_pictures_but_not_that_of_its_goal(page):
+    page = page()
+    step = page.stages[0].step
+    page.stages[0].step = lambda action: (time.sleep(0.03), step(action))[1]
+    page.give("instruct", text="go right")
+    page.state("idle", outcomes=["cart-right"])
+    shown = [header["step"] for header in page.pictures]
+    assert shown[-1] == 10
+    assert len(shown) < 9
 
 
 def test_two_policies_start_alike_and_the_faster_one_waits(page):

@@ -65,7 +65,7 @@ class House:
         return stages
 
     def describe(self) -> dict[str, Any]:
-        """Return what a page must know before it shows anything."""
+        """Return the facts that a page needs before it shows anything."""
         assert self._facts is not None
         names = [checkpoint.name for checkpoint in self._played]
         return describe_visit(self._facts, self.name, names, list_scenes(self._facts.suite))

@@ -17,13 +17,13 @@ from anyvla_sim.base import Observation, Suite, Task
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.remote import RemoteWorker
 
-SIZE = 480  # pixels a side of the picture
+HEIGHT, WIDTH = 480, 640  # of the picture, in pixels
 QUALITY = 82  # of its JPEG
 
 
 @dataclass(frozen=True)
 class StageFacts:
-    """What a page must know of a suite."""
+    """The facts of a suite that a page needs."""
 
     suite: Suite
     embodiment: Embodiment
@@ -67,7 +67,7 @@ class Stage:
 
     def draw(self) -> bytes:
         """Return a picture of the scene as JPEG."""
-        pixels = self._ask("close_up", height=SIZE, width=SIZE)["frame"]
+        pixels = self._ask("close_up", height=HEIGHT, width=WIDTH)["frame"]
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, "JPEG", quality=QUALITY)
         return encoded.getvalue()

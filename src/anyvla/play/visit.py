@@ -71,7 +71,7 @@ class Visit:
 
     def end(self) -> None:
         """Wait for the command in progress, and end the thread."""
-        while True:  # what waits is not obeyed
+        while True:  # commands that wait are not obeyed
             try:
                 self._commands.put_nowait(None)
                 break
@@ -240,7 +240,7 @@ class Visit:
 
 
 def describe_visit(facts: StageFacts, suite: str, names: Sequence[str], scenes: Any) -> dict[str, Any]:
-    """Return what a page must know before it shows anything."""
+    """Return the facts that a page needs before it shows anything."""
     action = facts.embodiment.action.groups
     return {
         "suite": suite,

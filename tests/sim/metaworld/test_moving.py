@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anyvla_sim.metaworld.benchmark import CLOSE_UP_BOX, MetaWorld, _view_from_corner
+from anyvla_sim.metaworld.benchmark import MetaWorld, close_up_view
 from anyvla_sim.metaworld.moving import BEYOND_M
 from anyvla_sim.projection import Projection
 from anyvla_sim.rendering import Ornament
@@ -24,15 +24,15 @@ def robot():
 def test_points_are_where_they_are_drawn(robot):
     """The pixels that a small ball changes are where `project` says."""
     robot.reset("button-press-topdown", 0)
-    without = robot.close_up(240, 240).astype(int)
+    without = robot.close_up(240, 320).astype(int)
     point = np.array([0.15, 0.62, 0.05])
     robot.simulation.factors.ornaments = [Ornament("sphere", (0.012,) * 3, tuple(point), (1.0, 0.0, 1.0))]
-    changed = np.abs(robot.close_up(240, 240).astype(int) - without).max(-1) > 30
+    changed = np.abs(robot.close_up(240, 320).astype(int) - without).max(-1) > 30
     rows, columns = np.nonzero(changed)
     assert 10 < len(rows) < 500
-    seen = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / 240
+    seen = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / [320, 240]
     sim = robot.simulation.sim
-    projection = Projection(sim.model, sim.data, _view_from_corner(CLOSE_UP_BOX, 240, 240))
+    projection = Projection(sim.model, sim.data, close_up_view(240, 320))
     np.testing.assert_allclose(projection.project(point[None])[0], seen, atol=0.01)
     np.testing.assert_allclose(projection.unproject(seen, point[2]), point, atol=0.01)
     robot.simulation.factors.ornaments = []
@@ -56,7 +56,8 @@ def test_the_gripper_goes_where_its_path_is_drawn(robot):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_object_moves_where_it_is_dragged_within_its_range(robot, task):
     robot.reset(task, 1)
-    at = robot.locate()
+    sim = robot.simulation.sim
+    start, target, at = np.array(sim.obj_init_pos), np.array(sim._target_pos), robot.locate()
     assert ((at > 0) & (at < 1)).all()
     assert robot.move(np.array([0.02, 0.01]))
     moved = robot.locate() - at
@@ -64,7 +65,7 @@ def test_the_object_moves_where_it_is_dragged_within_its_range(robot, task):
     for _ in range(40):
         robot.move(np.array([0.2, 0.0]))
     assert not robot.move(np.array([0.2, 0.0]))  # the end of its range
-    sim = robot.simulation.sim
+    np.testing.assert_allclose(sim._target_pos - target, sim.obj_init_pos - start, atol=1e-6)
     low, high = sim._random_reset_space.low[:2], sim._random_reset_space.high[:2]
     assert (sim.obj_init_pos[:2] >= low - BEYOND_M - 1e-6).all()
     assert (sim.obj_init_pos[:2] <= high + BEYOND_M + 1e-6).all()

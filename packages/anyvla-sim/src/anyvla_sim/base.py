@@ -83,7 +83,7 @@ class Environment(Protocol):
       an expert, ExpertStuck if the expert gives up.
     - `disturb(kind, seed)` does one of `Benchmark.disturbances`. It returns False if there is nothing to disturb.
     - `close_up(height, width)` returns a picture like `frame`, of the part where the objects are.
-    - `foresee(actions)` returns the path of the gripper in that picture if it followed actions (n, A): float32
+    - `foresee(actions)` returns the path of the gripper in the last such picture if it followed actions (n, A): float32
       (n + 1, 2), fractions of its width and height from the upper left.
     - `locate()` returns where in that picture the object is, float32 (2,); None if none can be moved.
     - `move(shift)` moves the object over the table so that it is shifted by (2,) in that picture. It returns False if

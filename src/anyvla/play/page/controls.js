@@ -72,7 +72,7 @@ export class Controls {
   }
 
   // A ring around the object, to drag it, or to move it with the arrow keys.
-  makeRing(square) {
+  makeRing(picture) {
     const ring = element("button", "ring");
     ring.type = "button";
     ring.hidden = true;
@@ -85,8 +85,9 @@ export class Controls {
     });
     const drag = (event, last) => {
       if (!from || (!last && event.timeStamp - sent < DRAG_MS)) return;
-      const size = square.getBoundingClientRect().width;
-      const shift = [event.clientX - from[0], event.clientY - from[1]].map((d) => Math.max(-1, Math.min(1, d / size)));
+      const { width, height } = picture.getBoundingClientRect();
+      const moved = [(event.clientX - from[0]) / width, (event.clientY - from[1]) / height];
+      const shift = moved.map((d) => Math.max(-1, Math.min(1, d)));
       if (shift[0] || shift[1]) this.move(...shift);
       from = last ? null : [event.clientX, event.clientY];
       sent = event.timeStamp;

@@ -58,7 +58,8 @@ const receivers = {
     document.title = `anyvla play: ${facts.suite}`;
     $("about").textContent =
       `${facts.policies.join(" and ")} on the robot ${facts.robot}, at ${facts.hz} actions a second. The yellow path is ` +
-      "where the policy means to take the gripper: solid what it executes, dotted what it predicts beyond that.";
+      "where the policy means to take the gripper: solid what it executes, dotted what it predicts beyond that. The blue " +
+      "line is where the gripper has been.";
     $("table").classList.toggle("two", facts.policies.length > 1);
     panes = facts.policies.map((name, number) => new Pane(number, name, facts, controls));
     $("panes").replaceChildren(...panes.map((pane) => pane.figure));

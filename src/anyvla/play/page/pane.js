@@ -26,22 +26,22 @@ export class Pane {
     this.speed = 1;
     this.chunk = null;
     this.figure = element("figure", "pane");
-    const picture = element("div", "picture");
-    this.square = element("div", "square");
+    this.picture = element("div", "picture");
     this.canvas = element("canvas");
-    this.canvas.width = this.canvas.height = 480;
+    [this.canvas.width, this.canvas.height] = [640, 480];
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", `The robot of ${name}`);
     this.paths = document.createElementNS(SVG, "svg");
     this.paths.setAttribute("viewBox", "0 0 1 1");
+    this.paths.setAttribute("preserveAspectRatio", "none");
     this.paths.setAttribute("aria-hidden", "true");
-    this.lines = Object.fromEntries(["edge", "done", "rest", "next"].map((kind) => [kind, this.line(kind)]));
+    this.trail = []; // where the gripper was at each prediction
+    this.lines = Object.fromEntries(["trail", "edge", "done", "rest", "next"].map((kind) => [kind, this.line(kind)]));
     this.wait = element("div", "wait", "The first picture is on its way");
-    this.ring = controls.makeRing(this.square);
+    this.ring = controls.makeRing(this.picture);
     this.outcome = element("div", "outcome");
     this.outcome.hidden = true;
-    this.square.append(this.canvas, this.paths, this.ring, this.wait, this.outcome);
-    picture.append(this.square);
+    this.picture.append(this.canvas, this.paths, this.ring, this.wait, this.outcome);
     const caption = element("figcaption");
     const who = element("div", "who");
     this.count = element("span", "count", "");
@@ -49,7 +49,7 @@ export class Pane {
     this.times = element("p", "times", " ");
     this.charts = new Charts(facts.groups);
     caption.append(who, this.times, this.charts.box);
-    this.figure.append(picture, caption);
+    this.figure.append(this.picture, caption);
   }
 
   line(kind) {
@@ -64,7 +64,9 @@ export class Pane {
     const image = await createImageBitmap(blob);
     if (order < this.drawn) return; // a newer picture was decoded first
     this.drawn = order;
-    if (this.canvas.width !== image.width) this.canvas.width = this.canvas.height = image.width;
+    if (this.canvas.width !== image.width || this.canvas.height !== image.height) {
+      [this.canvas.width, this.canvas.height] = [image.width, image.height];
+    }
     this.canvas.getContext("2d").drawImage(image, 0, 0);
     image.close();
     this.wait.hidden = true;
@@ -80,6 +82,7 @@ export class Pane {
   predict(chunk) {
     this.chunk = chunk;
     this.charts.show(chunk);
+    if (chunk.path) this.trail.push(chunk.path[0]);
     this.place(chunk.object);
     this.advance(0);
   }
@@ -94,7 +97,9 @@ export class Pane {
   advance(executed) {
     const { path, execute } = this.chunk || {};
     if (this.chunk) this.charts.advance(executed);
-    const part = (from, to) => (path ? path.slice(from, to).map((point) => point.join(",")).join(" ") : "");
+    const join = (points) => points.map((point) => point.join(",")).join(" ");
+    const part = (from, to) => (path ? join(path.slice(from, to)) : "");
+    this.lines.trail.setAttribute("points", join(this.trail));
     this.lines.edge.setAttribute("points", part(executed, execute + 1));
     this.lines.done.setAttribute("points", part(0, executed + 1));
     this.lines.next.setAttribute("points", part(executed, execute + 1));
@@ -118,12 +123,15 @@ export class Pane {
     }
     this.speed = state.speed;
     this.place(state.object);
+    this.figure.classList.toggle("acting", state.mode === "acting");
     if (!state.instruction) this.charts.clear();
+    if (!state.instruction || state.steps[this.number] === 0) this.trail = [];
     if (state.mode === "idle") this.forget();
   }
 
   forget() {
     this.chunk = null;
     for (const line of Object.values(this.lines)) line.setAttribute("points", "");
+    this.lines.trail.setAttribute("points", this.trail.map((point) => point.join(",")).join(" "));
   }
 }

@@ -46,7 +46,7 @@ WIDE_VIEWS = {
 }
 NATIVE_VIEWS = {"corner2": View("corner2", (0.0, 1.0, 0.0, 1.0), 480, 480, turned=True)}
 VIDEO_BOX = (0.2, 0.9, 0.15, 0.85)  # the part of the corner camera's image that videos show
-CLOSE_UP_BOX = (0.3, 0.78, 0.26, 0.74)  # the part where objects are
+CLOSE_UP = (0.54, 0.5, 0.48)  # the part where objects are: its middle and its height
 
 
 class MetaWorld(Benchmark):
@@ -200,6 +200,7 @@ class MetaWorldEnvironment(Environment):
         self._simulations: dict[str, _Simulation] = {}  # one per scene, as loading a model is slow
         self._tasks = {task.name: task for task in benchmark.suite(suite).tasks}
         self._simulation: _Simulation | None = None
+        self._close_up = close_up_view(1, 1)  # the last one
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
         check_name(task, self._tasks, f"metaworld/{self._suite} has no task")
@@ -266,7 +267,8 @@ class MetaWorldEnvironment(Environment):
         return self.draw(_view_from_corner(VIDEO_BOX, height, width))
 
     def close_up(self, height: int, width: int) -> np.ndarray:
-        return self.draw(_view_from_corner(CLOSE_UP_BOX, height, width))
+        self._close_up = close_up_view(height, width)
+        return self.draw(self._close_up)
 
     def foresee(self, actions: np.ndarray) -> np.ndarray:
         sim = self.simulation.sim
@@ -291,7 +293,14 @@ class MetaWorldEnvironment(Environment):
 
     def _projection(self) -> Projection:
         sim = self.simulation.sim
-        return Projection(sim.model, sim.data, _view_from_corner(CLOSE_UP_BOX, 1, 1))
+        return Projection(sim.model, sim.data, self._close_up)
+
+
+def close_up_view(height: int, width: int) -> View:
+    """Return the view of the part of the scene where objects are, in any shape."""
+    middle, row, size = CLOSE_UP
+    across = size * width / height / 2
+    return _view_from_corner((middle - across, middle + across, row - size / 2, row + size / 2), height, width)
 
 
 def _view_from_corner(box: tuple[float, float, float, float], height: int, width: int) -> View:

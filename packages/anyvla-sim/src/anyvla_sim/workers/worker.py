@@ -94,8 +94,10 @@ class _Slot:
         if verb in ("foresee", "locate", "move"):
             return self._touch(verb, command)
         if verb == "close_up":
-            draw = getattr(environment, "close_up", environment.frame)
-            return {"frame": draw(command["height"], command["width"])}
+            height, width = command["height"], command["width"]
+            if hasattr(environment, "close_up"):
+                return {"frame": environment.close_up(height, width)}
+            return {"frame": environment.frame(min(height, width), min(height, width))}  # some are square
         if verb == "reset":
             environment.reset(command["task"], command["seed"], command["factors"])
             self._clipped = 0
