@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,25 @@ def test_bad_options(
     given = [str(mapping) if option == "MAPPING" else option for option in options]
     assert refuses(checkpoint, "--port", "0", *given)
     assert message in capsys.readouterr().err
+
+
+def test_the_cores_are_left_to_the_thread_of_the_policy(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With helpers for the main thread too, which loads the policy, each answer took up to twice as long."""
+    used: list[int] = []
+
+    async def started(*_: Any) -> int:
+        with ThreadPoolExecutor(1) as policy:
+            used.extend([torch.get_num_threads(), policy.submit(torch.get_num_threads).result()])
+        return 0
+
+    monkeypatch.setattr("anyvla.cli.serve._serve", started)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main(["serve", str(checkpoint), "--port", "0"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert used == [1, 2]
 
 
 def test_a_port_in_use(checkpoint: Path, refuses: Callable[..., bool], capsys: pytest.CaptureFixture[str]) -> None:

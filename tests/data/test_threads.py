@@ -35,6 +35,6 @@ def test_threads_that_compute_alone_leave_the_others_their_helpers() -> None:
     """Else the main thread, or a thread that serves the policy later on, computes on one core from then on."""
     with ThreadPoolExecutor(4, initializer=compute_alone) as pool:
         assert list(pool.map(lambda _: torch.get_num_threads(), range(20))) == [1] * 20
-        assert torch.get_num_threads() == 3
-        with ThreadPoolExecutor(1) as other:
-            assert other.submit(torch.get_num_threads).result() == 3
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 3

@@ -112,12 +112,14 @@ def _load(
 ) -> tuple[VLA, Translator]:
     """Return the policy, and the translator between the client and the robot. Raises ConfigError."""
     from anyvla.checkpoint.files import checkpoint_of
+    from anyvla.data.threads import compute_alone
     from anyvla.policy import VLA
     from anyvla.serving.mapping import Translator
     from anyvla.serving.mapping_files import choose_mapping
     from anyvla.text import check_instruction
     from anyvla.training.device import pick_device
 
+    compute_alone()  # the policy computes in a thread of its own
     vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
     vla.implausible = options.implausible or vla.implausible
     robots = {r.embodiment.name: r.embodiment for r in vla.robots}

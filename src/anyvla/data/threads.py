@@ -28,11 +28,11 @@ def map_in_threads(
 
 
 def compute_alone() -> None:
-    """Let PyTorch use no helper threads in the calling thread, as the initializer of a pool beside a training.
+    """Let PyTorch use no helper threads in the calling thread: for threads beside the one that trains or acts.
 
     OpenMP keeps helpers for each thread that has used them. Once all of them together outnumber the cores, GNU's OpenMP
     no longer spins at the end of a parallel loop: every thread then sleeps there, which slowed down the steps of the
-    quickstart by 13 to 34 % on two cores. `torch.set_num_threads` changes the calling thread, but also the default of
+    quickstart by 12 to 46 % on two cores. `torch.set_num_threads` changes the calling thread, but also the default of
     the threads that use PyTorch for the first time later on; a thread that only does that sets the default back.
     """
     import torch
