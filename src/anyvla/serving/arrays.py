@@ -117,10 +117,10 @@ def _raw(array: np.ndarray, name: str, layout: Layout) -> EncodedImage:
     return EncodedImage(name, "raw", array.reshape(-1).data, height, width, layout)
 
 
-def read_text(value: Any) -> Any:
-    """Return a text of a message that came as a NumPy text or in binary; other values as they are."""
-    if isinstance(value, Mapping) and value.get("__npgeneric__") and isinstance(value.get("data"), str):
-        return value["data"]
+def read_scalar(value: Any) -> Any:
+    """Return the value of a NumPy scalar of a message, and binary that is UTF-8 as text; other values as they are."""
+    if isinstance(value, Mapping) and value.get("__npgeneric__"):
+        return value.get("data")
     if isinstance(value, memoryview):
         try:
             return str(value, "utf-8")
@@ -131,8 +131,7 @@ def read_text(value: Any) -> Any:
 
 def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
     """Return an array, a list of numbers or a number of a message, flat. Raises a ValueError that names it."""
-    if isinstance(value, Mapping) and value.get("__npgeneric__"):
-        value = value.get("data")
+    value = read_scalar(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = [value]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":

@@ -20,7 +20,7 @@ from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import Rotation
 from anyvla.serving.actions import ActionWriter
-from anyvla.serving.arrays import EncodedImage, Layout, read_image, read_text
+from anyvla.serving.arrays import EncodedImage, Layout, read_image, read_scalar
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import quote
 from anyvla.serving.observation_keys import MISSING, MissingKeyError, find
@@ -102,12 +102,12 @@ class Translator:
         """
         unread = np.zeros(self.robot.proprio.size, np.float32)
         proprio = unread if self._proprio is None else self._proprio.read(values)
-        restart = find(values, self.mapping.restart) is True
+        restart = read_scalar(find(values, self.mapping.restart)) is True
         return Request(self._instruction(values), self._images(values), proprio, restart)
 
     def _instruction(self, values: Mapping[str, Any]) -> str:
         key, most = self.mapping.instruction, self._limits.instruction_characters
-        text = read_text(find(values, key))
+        text = read_scalar(find(values, key))
         if text is MISSING and self.mapping.default_instruction is not None:
             text = self.mapping.default_instruction
         if text is MISSING:

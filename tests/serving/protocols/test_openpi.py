@@ -72,8 +72,9 @@ def test_reset_in_an_observation_and_a_new_prompt_begin_a_rollout(running: Calla
     server = running(vla, protocol=OpenpiProtocol, mapping=OPENPI)
     with opened(server) as client:
         ask(client, flat(seen(1)))
-        again = ask(client, flat(seen(2), reset=True))["actions"]
-        np.testing.assert_allclose(again, chunks(vla, 2)[0], atol=1e-5)
+        for reset in (True, np.bool_(True)):
+            again = ask(client, flat(seen(2), reset=reset))["actions"]
+            np.testing.assert_allclose(again, chunks(vla, 2)[0], atol=1e-5)
         ask(client, flat(seen(2), reset=False))
         assert ask(client, flat(seen(3), "close it"))["actions"].shape == (4, 4)
         np.testing.assert_allclose(ask(client, flat(seen(2)))["actions"], chunks(vla, 2)[0], atol=1e-5)

@@ -77,6 +77,19 @@ def test_the_examples_of_a_connection_are_sessions_of_their_own(running: Callabl
         np.testing.assert_allclose(again["data"]["actions"], [first[0], second[0]], atol=1e-5)
 
 
+def test_if_one_example_is_refused_none_advances(running: Callable[..., Running]) -> None:
+    vla = small.awake(small.policy({"name": "policy_head", "window": 3}, small.FUSERS[3]))
+    server = running(vla, protocol=StarVLAProtocol, mapping=STARVLA)
+    with opened(server) as client:
+        ask(client, {"examples": [example(seen(1)), example(seen(1))]})
+        far = example(seen(2)) | {"state": np.full(3, 500.0)}
+        refused = ask(client, {"examples": [example(seen(5)), far]})
+        assert "robot 1 of the batch: " in refused["error"]["message"]
+        actions = ask(client, {"examples": [example(seen(2)), example(seen(2))]})["data"]["actions"]
+        for chunk in actions:
+            np.testing.assert_allclose(chunk, chunks(vla, 1, 2)[1], atol=1e-5)
+
+
 def test_ping_and_unknown_types(server: Running) -> None:
     with opened(server) as client:
         pong = {"status": "ok", "ok": True, "type": "ping"}

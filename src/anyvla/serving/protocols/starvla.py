@@ -10,7 +10,6 @@ text, and the connection ends with 1011.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,7 +24,7 @@ from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.protocols.base import Connection, Reply, WebsocketProtocol
 from anyvla.serving.protocols.openpi import CLOSE
 from anyvla.serving.protocols.openpi_codec import read_map, write_map
-from anyvla.serving.served_session import ServedSession
+from anyvla.serving.served_session import ServedSession, predict_together
 
 EXAMPLES = 32  # of one message
 _NO_ID = "default"
@@ -101,15 +100,10 @@ class StarVLAConnection:
         return Reply(self._service.encode(write_map, answer))
 
     async def _predict(self, requests: tuple[Request, ...]) -> np.ndarray:
-        """Return the chunk of each example, (B, N, A). If the policy refuses one, the others have advanced."""
+        """Return the chunk of each example, (B, N, A)."""
         while len(self._sessions) < len(requests):
             self._sessions.append(self._service.open_session())
-        chunks = [session.predict(request) for session, request in zip(self._sessions, requests, strict=False)]
-        found = await asyncio.gather(*chunks, return_exceptions=True)
-        for result in found:
-            if isinstance(result, BaseException):
-                raise result
-        return np.stack([result for result in found if isinstance(result, np.ndarray)])
+        return np.stack(await predict_together(self._sessions[: len(requests)], requests))
 
     def _read(self, data: bytes | str) -> Message:
         """Return a message. Raises MessageError for a frame that is none."""
