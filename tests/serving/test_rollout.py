@@ -32,11 +32,12 @@ class Work:
         self.open.set()
 
     async def __call__(self) -> bytes:
-        await self.open.wait()
         self.runs += 1
+        answer = f"answer {self.runs}".encode()
+        await self.open.wait()
         if self.runs <= self.fails:
             raise ValueError("no")
-        return f"answer {self.runs}".encode()
+        return answer
 
 
 def play(run: Callable[[Rollout, Work], Awaitable[Any]], fails: int = 0) -> Any:
@@ -75,7 +76,8 @@ def test_a_request_in_progress_is_waited_for_after_its_connection_is_lost() -> N
     async def run(one: Rollout, work: Work) -> None:
         work.open.clear()
         lost = asyncio.create_task(one.answer_once(1, 11, work))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert work.runs == 1
         lost.cancel()
         again = asyncio.create_task(one.answer_once(1, 11, work))
         await asyncio.sleep(0)
