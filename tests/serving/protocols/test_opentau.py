@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from anyvla.serving.protocols.opentau_schema import robot_inference_pb2 as schem
 from anyvla.serving.protocols.protobuf_fields import check_fields
 from anyvla.types import Observation
 from tests import small
+from tests.serving.certificate import make_certificate
 from tests.serving.clients import Running, seen
 
 PLAIN = ClientMapping(**OpenTauProtocol.keys)
@@ -385,3 +387,17 @@ def test_stopping_answers_calls_in_progress_and_ends_idle_streams(serve: Callabl
         done.set()
     assert answers[0].shape == (4, 4)
     assert server.unanswered == 0
+
+
+def test_a_client_that_knows_the_certificate_is_answered(
+    serve: Callable[..., Running], policy: VLA, tmp_path: Path
+) -> None:
+    files = make_certificate(tmp_path)
+    server = serve(tls=files)
+    credentials = grpc.ssl_channel_credentials(files.certificate.read_bytes())
+    with grpc.secure_channel(f"localhost:{server.port}", credentials) as channel:
+        get = channel.unary_unary(f"{SERVICE}/GetActionChunk")
+        data = get(request(seen(1)).SerializeToString(), timeout=20)
+    np.testing.assert_allclose(read(schema.ActionChunkResponse.FromString(data)), alone(policy, [1]), atol=1e-5)
+    with Client(server, timeout=3) as plain:
+        assert fails(lambda: plain.chunk(1))[0] in ("UNAVAILABLE", "DEADLINE_EXCEEDED")

@@ -43,8 +43,8 @@ class GrpcServer:
     ) -> None:
         """`name` is that of the gRPC service. Each of `unary` answers a message of a caller, by the caller's name.
 
-        Each of `streams` returns the function that answers the messages of a new stream. What they raise becomes the
-        status of the call. `key_header`: metadata with the key itself; `authorization` is always read, too.
+        Each of `streams` returns the function that answers the messages of a new stream. An error that they raise
+        becomes the status of the call. `key_header`: metadata with the key itself; `authorization` is always read, too.
         """
         self._service, self._limits, self._key, self._key_header = service, service.limits, key, key_header
         self._credentials = None if tls is None else _read_credentials(tls)
@@ -173,7 +173,7 @@ class GrpcServer:
         return None
 
     async def _answer(self, answer: Answer, data: bytes, context: Any) -> bytes:
-        """Return the answer to a message. What is raised instead becomes the status of the call."""
+        """Return the answer to a message. An error becomes the status of the call."""
         with self._service.requests.request() as record:
             try:
                 reply = await answer(data)

@@ -1,4 +1,4 @@
-"""Limit how often a client may do something."""
+"""Limit the requests per second of a client."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Rate:
-    """Delays what comes more often than `per_second`; after a pause, as many may pass at once."""
+    """Delays requests beyond `per_second`; after a pause, as many may pass at once."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second

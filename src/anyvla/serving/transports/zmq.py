@@ -133,7 +133,7 @@ class ZmqServer:
             await writer.drain()
 
     async def _close(self, writer: asyncio.StreamWriter) -> None:
-        """Send what is left, for a while."""
+        """Send the rest, for a while."""
         writer.close()
         try:
             async with asyncio.timeout(self._limits.close_seconds):
