@@ -27,7 +27,7 @@ def simplify_layers(model: LlamaModel) -> None:
 
 
 class NanoRMSNorm(LlamaRMSNorm):
-    """An RMSNorm whose backward pass takes a sixth of the time on a CPU."""
+    """An RMSNorm that takes a third of the time on a CPU, or less, with its backward pass."""
 
     def forward(self, hidden_states: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         if hidden_states.dtype != torch.float32:
