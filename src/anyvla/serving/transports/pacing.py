@@ -1,7 +1,8 @@
 """Parse the bytes of websocket connections in turns, so that no client can stall the event loop or other clients.
 
 websockets parses everything that has arrived at once: a quarter of a megabyte of pings takes half a second. Here bytes
-wait in the connection, and all connections share turns of a few milliseconds. A connection also ends if it pings too
+wait in the connection, and all connections share turns of a few milliseconds. Bytes inside one frame are cheap and are
+parsed all at once. A connection also ends if it pings too
 often, splits a message into too many frames, or never finishes a message.
 """
 
@@ -22,7 +23,8 @@ from anyvla.serving.limits import ServerLimits
 
 log = logging.getLogger(__name__)
 _TURN_S = 0.002  # of parsing, then the event loop has its turn
-_SLICE = 4096  # bytes parsed without looking at the clock
+_SLICE = 4096  # bytes in which frames may begin that are parsed without looking at the clock
+_HEAD_END = b"\r\n\r\n"  # of the HTTP request, before the first frame
 _QUEUE = 1  # messages that wait in a connection; then it stops reading
 _MOST_BUFFERED = 1 << 16  # bytes that wait in a connection; then it stops reading
 
@@ -59,6 +61,50 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._turn)
 
 
+class FrameCounter:
+    """Follows the HTTP request and the frames (RFC 6455, section 5.2) in the bytes of a client."""
+
+    def __init__(self) -> None:
+        self._tail: bytes | None = b""  # the last bytes of an HTTP request that has not ended; None: frames follow
+        self._left = 0  # bytes of the current frame
+
+    def take(self, data: bytearray) -> int:
+        """Return how many of the next bytes to parse at once; 0 if more must arrive first."""
+        if self._tail is not None:
+            return self._take_request(data)
+        at, self._left = self._left, 0
+        while at < min(len(data), _SLICE):
+            size = measure_frame(data, at)
+            if size is None:
+                return at
+            at += size
+        self._left = max(0, at - len(data))
+        return at - self._left
+
+    def _take_request(self, data: bytearray) -> int:
+        assert self._tail is not None
+        known = self._tail + data[:_SLICE]
+        end = known.find(_HEAD_END)
+        if end < 0:
+            self._tail = bytes(known[-3:])
+            return min(len(data), _SLICE)
+        size = end + len(_HEAD_END) - len(self._tail)
+        self._tail = None
+        return size
+
+
+def measure_frame(data: bytearray, at: int) -> int | None:
+    """Return the size of the frame that begins at a position, None if its header is not whole."""
+    if len(data) < at + 2:
+        return None
+    short = data[at + 1] & 0x7F
+    extended = {126: 2, 127: 8}.get(short, 0)
+    if len(data) < at + 2 + extended:
+        return None
+    payload = int.from_bytes(data[at + 2 : at + 2 + extended], "big") if extended else short
+    return 2 + extended + (4 if data[at + 1] & 0x80 else 0) + payload
+
+
 class PacedConnection(ServerConnection):
     """A connection within its limits. `websockets.serve` makes it by `create_connection`."""
 
@@ -75,6 +121,7 @@ class PacedConnection(ServerConnection):
         super().__init__(*args, **kwargs)
         self._turns, self._limits, self._made, self._lost = turns, limits, made, lost
         self._buffer = bytearray()  # bytes that are not parsed yet
+        self._frames = FrameCounter()
         self._ended = False  # the client sends no more
         self._unread = 0  # messages that are parsed, but not taken by `recv`
         self._fragments = 0  # of the message that is arriving
@@ -118,10 +165,13 @@ class PacedConnection(ServerConnection):
         """Parse a slice of the buffered bytes. Return whether there is more to do."""
         if not self._buffer or self._full:
             return False
-        part = bytes(self._buffer[:_SLICE])
-        del self._buffer[:_SLICE]
-        before = self._completed
-        super().data_received(part)
+        before, size = self._completed, self._frames.take(self._buffer)
+        if self._ended and not size:
+            size = len(self._buffer)
+        if size:
+            part = bytes(memoryview(self._buffer)[:size])
+            del self._buffer[:size]
+            super().data_received(part)
         if self._completed > before:
             if self._timer is not None:
                 self._timer.cancel()
@@ -136,7 +186,7 @@ class PacedConnection(ServerConnection):
             super().eof_received()
             self.transport.close()
         self._read_or_pause()
-        return bool(self._buffer) and not self._full
+        return bool(self._buffer) and not self._full and size > 0
 
     @property
     def receiving(self) -> bool:
