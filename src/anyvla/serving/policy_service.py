@@ -19,6 +19,7 @@ from anyvla.serving.request_log import RequestLog
 from anyvla.serving.served_session import ServedSession
 from anyvla.serving.sessions import SessionStore
 from anyvla.serving.status import Status
+from anyvla.serving.timed_reader import TimedReader
 from anyvla.serving.warm_up import INSTRUCTION, make_observation
 from anyvla.types import Observation
 
@@ -49,6 +50,7 @@ class PolicyService:
         )
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
         self._open: weakref.WeakSet[ServedSession] = weakref.WeakSet()  # of connections, and named ones
+        self._readers: weakref.WeakKeyDictionary[Any, TimedReader] = weakref.WeakKeyDictionary()  # of connections
         self._stores: list[SessionStore[Any]] = []
         self.metrics.sessions.set_function(lambda: sum(map(len, self._stores)))
         self._named = self.store_sessions(self.open_session)
@@ -105,10 +107,13 @@ class PolicyService:
         """Run a function in a decoder's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, run, *args)
 
-    async def parse(self, read: Callable[..., T], *args: Any) -> T:
-        """Read a message with `read(*args)` in a decoder's thread."""
+    async def parse(self, read: Callable[..., T], data: bytes | str, *args: Any) -> T:
+        """Read a message with `read(data, *args)`, in a decoder's thread unless the reader's last message was quick."""
         with self.metrics.stage("parse"):
-            return await self.off_loop(read, *args)
+            timed = self._readers.setdefault(getattr(read, "__self__", read), TimedReader())
+            if timed.is_quick(data):
+                return timed.read(read, data, *args)
+            return await self.off_loop(timed.read, read, data, *args)
 
     def encode(self, write: Callable[..., T], *args: Any) -> T:
         """Write an answer with `write(*args)`."""
