@@ -29,6 +29,7 @@ def options(name: str, folder: Path) -> dict[str, Any]:
         ("smolvlm", "embeddings"),
         ("gemma4_unified", "vision"),
         ("internvl", "projector"),
+        ("nano", "language"),
         ("flamingo", "language"),
         ("flamingo", "projector"),
     ],
