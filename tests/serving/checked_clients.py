@@ -6,23 +6,30 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
+import grpc
 import numpy as np
+import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from anyvla.config import build
 from anyvla.serving.mapping import ClientMapping
 from anyvla.serving.protocols.anyvla import AnyvlaProtocol
-from anyvla.serving.protocols.base import WebsocketProtocol
+from anyvla.serving.protocols.base import ServerProtocol
+from anyvla.serving.protocols.groot import GrootProtocol
 from anyvla.serving.protocols.openpi import OpenpiProtocol
+from anyvla.serving.protocols.opentau import OpenTauProtocol
+from anyvla.serving.protocols.opentau_schema import robot_inference_pb2 as schema
 from anyvla.serving.protocols.starvla import StarVLAProtocol
 from anyvla.serving.protocols.vlaeval import VlaEvalProtocol
 from anyvla.types import Observation
 from anyvla_sim.client import Client, ServerError, Session
+from anyvla_sim.client.images import write_png
 from tests.serving.clients import MAPPING, ROBOT, answer, pack, payload
 from tests.serving.fingerprints import extend, write_action
-from tests.serving.protocols import openpi_wire
+from tests.serving.protocols import groot_client, openpi_wire
 
 CHUNK, EXECUTE, SIZE = 4, 2, 32
 
@@ -30,7 +37,7 @@ CHUNK, EXECUTE, SIZE = 4, 2, 32
 class CheckedClient(ABC):
     """A client that behaves in a random way: new rollouts, lost connections, observations that are refused."""
 
-    protocol: ClassVar[type[WebsocketProtocol]]
+    protocol: ClassVar[type[ServerProtocol]]
     mapping: ClassVar[ClientMapping]
     keeps_sessions: ClassVar[bool] = False  # over connections
 
@@ -247,9 +254,99 @@ class AnyvlaClient(CheckedClient):
         self._client.close()
 
 
+class GrootClient(CheckedClient):
+    protocol, mapping = GrootProtocol, ClientMapping(**GrootProtocol.keys)
+
+    def __init__(self, url: str, number: int) -> None:
+        super().__init__(url, number)
+        self._resets, self._client = 0, self._open()
+
+    def _open(self) -> groot_client.GrootClient:
+        dialect = "N1.6" if self._rng.random() < 0.5 else "N1.7"
+        return groot_client.GrootClient(urlsplit(self.url).port or 0, dialect, timeout_ms=60000)
+
+    def _ask(self, observation: Observation) -> Any:
+        return self._client.get_action(
+            {
+                "video": {camera: image[None, None] for camera, image in observation.images.items()},
+                "state": {"position": observation.proprio[None, None]},
+                "language": {"task": [[self.instruction]]},
+            }
+        )
+
+    def send(self, observation: Observation) -> Any:
+        groups, _ = self._ask(observation)
+        return np.concatenate([groups[group.name][0] for group in ROBOT.action.groups], 1)
+
+    def send_refused(self, observation: Observation) -> None:
+        with pytest.raises(RuntimeError, match="far outside"):
+            self._ask(observation)
+
+    def restart(self) -> None:
+        self._client.reset()
+        self._resets += 1
+        self._next_rollout(self._resets)
+
+    def reconnect(self) -> None:
+        self._client.close()
+        self._resets, self._client = 0, self._open()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class OpenTauClient(CheckedClient):
+    protocol, mapping = OpenTauProtocol, ClientMapping(**OpenTauProtocol.keys)
+
+    def __init__(self, url: str, number: int) -> None:
+        super().__init__(url, number)
+        self._open()
+
+    def _open(self) -> None:
+        channel = grpc.insecure_channel(urlsplit(self.url).netloc, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._channel = channel
+        self._get = channel.unary_unary(
+            "/robot_inference.RobotPolicyService/GetActionChunk",
+            request_serializer=schema.ObservationRequest.SerializeToString,
+            response_deserializer=schema.ActionChunkResponse.FromString,
+        )
+
+    def _ask(self, observation: Observation) -> Any:
+        name = f"r{self._rng.integers(1 << 40)}"
+        images = [_write_png(observation.images[camera]) for camera in ROBOT.cameras]
+        state = schema.RobotState(state=observation.proprio.tolist())
+        request = schema.ObservationRequest(images=images, robot_state=state, prompt=self.instruction, request_id=name)
+        reply = self._get(request, timeout=60)
+        assert reply.request_id == name
+        return reply
+
+    def send(self, observation: Observation) -> Any:
+        return np.array([action.values for action in self._ask(observation).action_chunk], np.float32)
+
+    def send_refused(self, observation: Observation) -> None:
+        with pytest.raises(grpc.RpcError, match="far outside"):
+            self._ask(observation)
+
+    def restart(self) -> None:
+        self._next_rollout(0)  # by its instruction
+
+    def reconnect(self) -> None:
+        self.close()
+        self._open()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _write_png(image: np.ndarray) -> Any:
+    return schema.CameraImage(image_data=write_png(image), encoding="png")
+
+
 CLIENTS: dict[str, type[CheckedClient]] = {
     "anyvla": AnyvlaClient,
+    "groot": GrootClient,
     "openpi": OpenpiClient,
+    "opentau": OpenTauClient,
     "starvla": StarVLAClient,
     "vla-eval": VlaEvalClient,
 }

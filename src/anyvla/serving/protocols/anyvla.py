@@ -10,7 +10,7 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 import numpy as np
@@ -57,7 +57,7 @@ class AnyvlaProtocol(WebsocketProtocol):
     """anyvla-sim's client (protocol 1): sessions that outlast lost connections."""
 
     port = 8000
-    keys = {"proprio": "proprio", "instruction": "instruction"}  # noqa: RUF012  ClassVar of the base class
+    keys: ClassVar[Mapping[str, Any]] = {"proprio": "proprio", "instruction": "instruction"}
 
     def __init__(self, service: PolicyService) -> None:
         """Raise ConfigError for a mapping: clients of this protocol learn the policy's own names."""
