@@ -149,3 +149,15 @@ def test_messages_name_the_dims_as_the_data_does() -> None:
     proprio = ProprioChecker(dataclasses.replace(known, embodiment=arm))
     with pytest.raises(ValueError, match=r"group 'position', dim 1 \(ee_y\) is nan"):
         proprio.read(np.array([0, np.nan, 0], np.float32), 0)
+
+
+def test_committed_actions_are_placed_by_the_dims_of_their_robot() -> None:
+    """The layout has the dims hand, hand, gripper; the claw's own order is gripper, hand, hand."""
+    arm, claw = np.array([[1, 2], [3, 4]], np.float32), np.array([[5, 6, 7]], np.float32)
+    actions, mask = make_observer().read_committed([claw, None, arm], [1, 0, 0], 3)
+    assert actions.tolist() == [
+        [[6, 7, 5], [0, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 0, 0], [0, 0, 0]],
+        [[1, 2, 0], [3, 4, 0], [0, 0, 0]],
+    ]
+    assert mask.tolist() == [[True, False, False], [False] * 3, [True, True, False]]

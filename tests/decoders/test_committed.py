@@ -13,7 +13,6 @@ import torch
 from anyvla.decoders.base import Committed, DecoderInput
 from anyvla.decoders.flow_matching import integrate
 from anyvla.policy import VLA
-from anyvla.robot.shared_layout import Robot
 from anyvla.types import Observation
 from tests import small
 
@@ -140,12 +139,8 @@ def test_a_chunk_of_equal_actions_moves_to_its_committed_one() -> None:
     assert float(held[:, 1:].mean()) > 0.5
 
 
-def test_committed_actions_are_normalized_by_their_own_robot() -> None:
-    """Each robot has a chunk of its own units; the network must see both as training does."""
-    robots = [
-        Robot(small.embodiment(), small.statistics()),
-    ]
-    vla = VLA(small.model(decoder="flow"), robots).eval()
+def test_the_decoder_gets_committed_actions_as_training_normalizes_them() -> None:
+    vla = small.policy(decoder="flow")
     seen = []
     real = vla.decoder.sample
     vla.decoder.sample = lambda i, g, c=None: (seen.append(c), real(i, g, c))[1]  # type: ignore[method-assign]

@@ -132,7 +132,7 @@ async def predict_together(
         predictions: list[Prediction] = []
         for number, outcome in enumerate(await asyncio.gather(*predicting, return_exceptions=True)):
             if isinstance(outcome, ValueError) and len(sessions) > 1:
-                raise type(outcome)(f"robot {number} of the batch: {outcome}") from outcome
+                raise ValueError(f"robot {number} of the batch: {outcome}") from outcome
             if isinstance(outcome, BaseException):
                 raise outcome
             predictions.append(outcome)
