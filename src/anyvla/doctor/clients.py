@@ -130,6 +130,8 @@ def replay_through(
                 raise RefusedError(
                     f"{where}, step {step}: an action has {answer.shape[1]} numbers, the robot's has {dims}"
                 )
+            if client.whole_chunks and len(answer) < execute:
+                raise RefusedError(f"{where}, step {step}: a chunk has {len(answer)} actions, {execute} are executed")
             steps.append(step)
             actions.append(answer)
             step += execute if client.whole_chunks else 1

@@ -22,8 +22,8 @@ def check_server(facts: Mapping[str, Any], vla: VLA, robot: int, address: str) -
         "policy": vla.identify(),
     }
     theirs = {name: facts[name] for name in own if name in facts}
-    if "cameras" in theirs:
-        theirs["cameras"] = sorted(theirs["cameras"])
+    if isinstance(theirs.get("cameras"), Mapping | list):
+        theirs["cameras"] = sorted(map(str, theirs["cameras"]))
     differing = [f"{name} {theirs[name]} instead of {own[name]}" for name in theirs if theirs[name] != own[name]]
     if differing:
         raise ConfigError(

@@ -15,11 +15,11 @@ from PIL import Image
 from anyvla.config import ConfigError
 from anyvla.doctor.clients import PolicyClient, RefusedError
 from anyvla.doctor.observation_writer import ObservationWriter
+from anyvla.serving.protocols.registry import find_protocol
 from anyvla.types import Observation
 
 _ANSWER_S = 300.0  # a large policy on a CPU takes its time
 _CONNECT_S = 10.0
-PROTOCOLS = ("vla-eval", "openpi", "anyvla")
 
 
 @contextlib.contextmanager
@@ -28,22 +28,29 @@ def connected(
 ) -> Iterator[tuple[PolicyClient, Mapping[str, Any]]]:
     """Connect to a server, and yield a client and the server's description of its policy.
 
-    Raises ConfigError if no server answers there, or if it speaks another protocol.
+    `protocol` is a registered name. Raises ConfigError if no server answers there, or if it speaks another protocol.
     """
+    client = _find_client(protocol)(url, writer, key)
+    try:
+        yield client, client.description
+    finally:
+        client.close()
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise ConfigError for a protocol that the doctor has no client of."""
+    _find_client(find_protocol(protocol))
+
+
+def _find_client(protocol: str) -> type[VlaEvalClient | OpenpiClient | AnyvlaClient]:
     kinds: dict[str, type[VlaEvalClient | OpenpiClient | AnyvlaClient]] = {
         "vla-eval": VlaEvalClient,
         "openpi": OpenpiClient,
         "anyvla": AnyvlaClient,
     }
     if protocol not in kinds:
-        raise ConfigError(
-            f"the doctor has no client of {protocol}, only of {', '.join(PROTOCOLS)}: give your own with --client"
-        )
-    client = kinds[protocol](url, writer, key)
-    try:
-        yield client, client.description
-    finally:
-        client.close()
+        raise ConfigError(f"the doctor has no client of {protocol}, only of {', '.join(kinds)}: give yours by --client")
+    return kinds[protocol]
 
 
 class _Websocket:
@@ -100,7 +107,8 @@ class VlaEvalClient:
         except RefusedError as error:
             self._socket.close()
             raise ConfigError(f"{url} does not answer as a server of vla-eval: {error}") from None
-        self.description: Mapping[str, Any] = got.get("capabilities") or {}
+        facts = got.get("capabilities")
+        self.description: Mapping[str, Any] = facts if isinstance(facts, Mapping) else {}
 
     def start(self, instruction: str) -> None:
         self._instruction = instruction

@@ -142,6 +142,7 @@ def test_two_faults_of_a_users_client_are_named(run: Path, capsys: Any, module: 
         (["--steps", "2"], "the chosen episodes are too short"),
         (["--robot", "leg"], "--robot leg: the policy has arm"),
         (["--protocol", "opnpi"], "openpi"),
+        (["--protocol", "groot"], "the doctor has no client of groot, only of vla-eval, openpi, anyvla"),
         (["--client", "my_robot"], "give module:function"),
         (["--client", "no_such_module:ask"], "no_such_module cannot be imported"),
         (["--dataset", "/nowhere"], "/nowhere"),

@@ -69,9 +69,12 @@ def _run(options: argparse.Namespace) -> int:
     from anyvla.doctor.examination import examine
     from anyvla.doctor.refusals import explain_refusal
     from anyvla.doctor.report import Report, write_report
+    from anyvla.doctor.wire_clients import check_protocol
     from anyvla.policy import VLA
     from anyvla.training.device import pick_device
 
+    if options.client is None:
+        check_protocol(options.protocol)
     checkpoint = checkpoint_of(options.run)
     vla = VLA.load(checkpoint, pick_device(options.device), trust_remote_code=options.trust_remote_code)
     episodes, instructions = _read_episodes(vla, checkpoint, options)
