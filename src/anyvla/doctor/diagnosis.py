@@ -136,7 +136,10 @@ class Doctor:
         self, served: Float32[np.ndarray, "K n A"], candidates: Sequence[Candidate], without: float, tried: int
     ) -> Diagnosis:
         """Return the best candidate, the ones of the same effect, and the next one of another effect."""
-        ranked = sorted(candidates, key=lambda c: (not c.exact, len(c.fault.parts) if c.exact else 0, c.distance))
+        # Of exact ones, the distance is rounding: the first of the list is the most likely.
+        ranked = sorted(
+            candidates, key=lambda c: (False, len(c.fault.parts), 0.0) if c.exact else (True, 0, c.distance)
+        )
         if not ranked:
             return Diagnosis("none", None, (), None, without, tried)
         best = ranked[0]

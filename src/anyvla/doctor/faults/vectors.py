@@ -42,7 +42,7 @@ def list_proprio_faults(vla: VLA, robot: int) -> Iterator[Fault]:
         yield Fault(f"proprio {name}", "proprio", _FIX_PROPRIO, proprio=(change,))
     for group, name, change in _list_gripper_changes(space):
         yield Fault(f"proprio {group} {name}", "gripper", _FIX_PROPRIO, proprio=(change,))
-    normalize, _ = _conversions(vla.proprio_normalizer, robot, vla.layout.robots[space_name(vla, robot)].proprio)
+    normalize, _ = _conversions(vla.proprio_normalizer, robot, vla.layout.robots[vla.layout.names[robot]].proprio)
     yield Fault(
         "proprio normalized twice", "proprio", "Send proprio in the robot's units: the policy normalizes.",
         proprio=(normalize,),
@@ -50,14 +50,10 @@ def list_proprio_faults(vla: VLA, robot: int) -> Iterator[Fault]:
 
 
 def list_action_faults(vla: VLA, robot: int) -> Iterator[Fault]:
-    """Yield the faults of the actions of a robot behind the policy."""
+    """Yield the faults of the actions of a robot behind the policy; more likely ones of the same effect come first."""
     space = vla.robots[robot].embodiment.action
-    normalize, denormalize = _conversions(
-        vla.action_normalizer, robot, vla.layout.robots[space_name(vla, robot)].action
-    )
-    fix = "Un-normalize actions exactly once: the policy returns them in the robot's units."
-    yield Fault("actions not un-normalized", "actions", fix, chunks=(normalize,))
-    yield Fault("actions un-normalized twice", "actions", fix, chunks=(denormalize,))
+    for name, label, change in _list_gripper_changes(space):
+        yield Fault(f"actions: {name} {label}", "gripper", _FIX_ACTIONS, chunks=(change,))
     fix = "Execute each action at the step that it was predicted for: the first at once."
     yield Fault(
         "the first action of each chunk is dropped", "actions", fix,
@@ -81,13 +77,12 @@ def list_action_faults(vla: VLA, robot: int) -> Iterator[Fault]:
                 _FIX_ACTIONS,
                 chunks=(_at(slice(dim, dim + 1), np.negative),),
             )
-    for name, label, change in _list_gripper_changes(space):
-        yield Fault(f"actions: {name} {label}", "gripper", _FIX_ACTIONS, chunks=(change,))
-
-
-def space_name(vla: VLA, robot: int) -> str:
-    """Return the name of a robot of the policy."""
-    return vla.robots[robot].embodiment.name
+    normalize, denormalize = _conversions(
+        vla.action_normalizer, robot, vla.layout.robots[vla.layout.names[robot]].action
+    )
+    fix = "Un-normalize actions exactly once: the policy returns them in the robot's units."
+    yield Fault("actions not un-normalized", "actions", fix, chunks=(normalize,))
+    yield Fault("actions un-normalized twice", "actions", fix, chunks=(denormalize,))
 
 
 def _list_changes(space: ActionSpace) -> Iterator[tuple[str, Change]]:
