@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,18 @@ def test_a_missing_key_is_named_with_the_keys_that_came() -> None:
         rest = ", ".join(path for path in paths if path != missing)
         with pytest.raises(ValueError, match=rf"has no .*{missing.rpartition('/')[2]}'.* it has {rest}:"):
             Translator(mapping, ARM).request(short)
+
+
+def test_the_keys_that_came_take_little_memory_whatever_their_length() -> None:
+    """A message of 1 MB can repeat a path of nearly 1 MB before each of 3,000 leaves."""
+    values: Any = {str(i): i for i in range(3000)}
+    for _ in range(15):
+        values = {"k" * 65000: values}
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="and 2992 more"):
+        Translator(ClientMapping(), ARM).request(values)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 def test_a_client_that_sends_no_instruction_gets_the_default_one() -> None:

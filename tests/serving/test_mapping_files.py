@@ -208,6 +208,13 @@ def test_a_mapping_is_chosen_by_name_by_robot_or_by_file(tmp_path: Path) -> None
     assert (mine.cameras, mine.instruction) == ({"cam_high": "top"}, "prompt")
 
 
+def test_a_robot_without_proprio_needs_no_keys_of_it() -> None:
+    blind = robot("r", ["wrist"], [], [group("joints", 7), gripper(0, 1, 1)])
+    mapping = choose_mapping("droid", blind, "openpi")
+    request = Translator(mapping, blind).request({"observation/wrist_image_left": picture(), "prompt": "go"})
+    assert request.proprio.size == 0
+
+
 def test_a_mapping_that_does_not_fit_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     front = robot("mine", ["wrist_imag"], [group("joints", 7)], [group("joints", 7)])
     with pytest.raises(ConfigError, match="no such file or mapping; did you mean 'droid'"):

@@ -79,7 +79,7 @@ def _fit(mapping: ClientMapping, name: str, robot: Embodiment) -> ClientMapping:
     groups, actions = {g.name for g in robot.proprio.groups}, {g.name for g in robot.action.groups}
     proprio = mapping.proprio
     if not isinstance(proprio, str):
-        proprio = {group: key for group, key in proprio.items() if group in groups} or proprio
+        proprio = {group: key for group, key in proprio.items() if group in groups}
     return dataclasses.replace(
         mapping,
         cameras={camera: mapping.cameras[camera] for camera in robot.cameras},

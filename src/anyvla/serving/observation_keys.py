@@ -9,6 +9,7 @@ from anyvla.serving.naming import join_names
 
 MISSING: Any = object()
 Part = Literal["camera", "proprio", "instruction"]
+_SHOWN = 60  # characters of a key in a path that is shown; a message may repeat a long one before each of its leaves
 _MARKERS = ("__ndarray__", "__image__", "__npgeneric__")  # of a map that is one value: an array, an image, a number
 
 
@@ -46,9 +47,9 @@ def is_leaf(value: Any) -> bool:
 
 
 def list_paths(values: Any, before: str = "") -> Iterator[str]:
-    """Return the paths of all leaves."""
+    """Return the paths of all leaves, with long keys shortened."""
     for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
-        path = f"{before}{key}"
+        path = f"{before}{str(key)[:_SHOWN]}"
         if is_leaf(value):
             yield path
         else:

@@ -75,7 +75,7 @@ class ProprioReader:
             for name in [name for name in names if name not in keys]:
                 raise ConfigError(
                     f"the mapping has no key for the proprio group {name!r}, which the policy reads; it has keys for "
-                    f"{', '.join(keys)}"
+                    f"{', '.join(keys) or 'none of its groups'}"
                 )
             self._groups = [_GroupReader(group, keys[group.name]) for group in space.groups]
 
