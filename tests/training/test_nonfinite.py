@@ -98,7 +98,7 @@ def test_weights_that_diverge_are_not_blamed_on_the_data(root: Path, tmp_path: P
     keys = {"steps": 30, "batch_size": 8, "precision": "float32"}
     keys |= {"optim": {"lr": 100, "warmup_steps": 0, "weight_decay": 100, "clip": 1e12}}
     data = Mixture([open_dataset(root)], [1.0], [None])
-    with pytest.raises(TrainingError, match=r"3 of 8 samples at least .*the weights may have diverged: try a lower"):
+    with pytest.raises(TrainingError, match=r"the weights (are at fault|may have diverged): try a lower"):
         train(recipe(model(), build(TrainingConfig, keys)), data, tmp_path)
 
 
