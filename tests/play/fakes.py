@@ -11,7 +11,7 @@ from PIL import Image
 from anyvla.config import build
 from anyvla.play.stage import StageFacts
 from anyvla.robot.embodiment import Embodiment
-from anyvla_sim.base import Observation, Suite, Task
+from anyvla_sim.base import BenchmarkUnusable, Observation, Suite, Task
 from tests import small
 
 STEP = 0.1  # of the cart, for an action
@@ -49,6 +49,8 @@ class Stage:
 
     def reset(self, task, seed):
         SUITE.task(task)
+        if seed > 100:
+            raise BenchmarkUnusable("there are start states 0 to 100")
         self.calls.append(("reset", task, seed))
         self.at = seed / 100
 

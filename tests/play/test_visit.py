@@ -172,6 +172,7 @@ def test_the_object_moves_and_the_robot_is_disturbed(page):
         (Command("instruct", text=" "), "empty"),
         (Command("scene", task="cart-rigth"), "cart-right"),
         (Command("disturb", kind="burn"), "burn"),
+        (Command("reset", seed=101), "0 to 100"),
     ],
 )
 def test_a_command_that_cannot_be_obeyed_is_an_error_and_the_visit_goes_on(page, command, part):

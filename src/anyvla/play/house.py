@@ -35,14 +35,18 @@ class House:
 
     def prepare(self) -> None:
         """Start the first stages and load the policies. Raises ConfigError or ValueError if one cannot be used."""
+        stages: list[Stage] = []
         try:
             stages = self._start_stages()
             facts = stages[0].describe()
             robot = check_robot(self._played[0], facts.embodiment, self.name)
             with ThreadPoolExecutor(len(stages)) as threads:
                 list(threads.map(lambda stage: _draw_first(stage, facts), stages))
-        except BenchmarkUnusable as error:
-            raise ConfigError(str(error)) from None
+        except BaseException as error:
+            _close(stages)
+            if isinstance(error, BenchmarkUnusable):
+                raise ConfigError(str(error)) from None
+            raise
         with self._lock:
             self._facts = facts
             self._spare.append(stages)

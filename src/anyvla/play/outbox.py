@@ -15,7 +15,7 @@ class Outbox:
         self._loop = loop
         self._texts: list[str] = []
         self._pictures: dict[int, bytes] = {}
-        self._news, self._closed = asyncio.Event(), False
+        self._news = asyncio.Event()
 
     def post_text(self, text: str) -> None:
         """Add a text; call it from any thread."""
@@ -24,10 +24,6 @@ class Outbox:
     def post_picture(self, robot: int, picture: bytes) -> None:
         """Add the newest picture of a robot; call it from any thread."""
         self._call(lambda: self._pictures.update({robot: picture}))
-
-    def close(self) -> None:
-        """Let `take` return nothing once all messages are taken; call it from any thread."""
-        self._call(lambda: setattr(self, "_closed", True))
 
     def _call(self, change: Callable[[], object]) -> None:
         def run() -> None:
@@ -38,13 +34,8 @@ class Outbox:
             self._loop.call_soon_threadsafe(run)
 
     async def take(self) -> list[str | bytes]:
-        """Wait for messages and return them, texts first; an empty list at the end. Raises OverflowError.
-
-        The error means that the page takes nothing.
-        """
+        """Wait for messages and return them, texts first. Raises OverflowError if the page takes none."""
         while not self._texts and not self._pictures:
-            if self._closed:
-                return []
             self._news.clear()
             await self._news.wait()
         if len(self._texts) > MOST_TEXTS:

@@ -49,7 +49,8 @@ class Policies:
 
     def start(self, number: int, instruction: str, seed: int) -> Session:
         """Open a session of a policy. Raises ValueError for an instruction that it cannot take."""
-        return self.loading[number].result().start(instruction, seed, robot=self._robot)
+        vla = self.loading[number].result()  # in the thread that acts, as two must not use one tokenizer at a time
+        return self._thread.submit(vla.start, instruction, seed, self._robot).result()
 
     def act(self, number: int, observation: Observation, session: Session) -> Float32[np.ndarray, "N A"]:
         """Return the next chunk of a policy. Raises ValueError like `VLA.act`."""

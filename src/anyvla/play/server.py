@@ -103,7 +103,8 @@ class PageServer:
             return
         except Exception as error:
             log.exception("a visit failed")
-            await connection.send(write_text("failed", text=str(error)[-400:]))
+            with contextlib.suppress(ConnectionClosed):
+                await connection.send(write_text("failed", text=str(error)[-400:]))
         finally:
             self._open -= 1
 

@@ -16,6 +16,7 @@ from anyvla.play.player import Player, round_position
 from anyvla.play.policies import Policies
 from anyvla.play.scenes import find_task, horizon
 from anyvla.play.stage import Stage, StageFacts
+from anyvla_sim.base import BenchmarkUnusable
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Visit:
     def _obey(self, command: Command) -> None:
         try:
             self._handlers[command.do](command)
-        except ValueError as error:  # of an instruction or an unknown name
+        except (ValueError, BenchmarkUnusable) as error:  # of an instruction, an unknown name, a seed without a start
             self._post_text(write_text("error", text=str(error)))
 
     def _go_on(self) -> None:

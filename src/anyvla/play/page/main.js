@@ -70,7 +70,7 @@ const receivers = {
     const before = state;
     state = message;
     controls.show(state);
-    for (const pane of panes) pane.show(state, before);
+    for (const pane of panes) pane.show(state);
     if (state.mode === "acting" || state.mode === "loading") complain("");
     say(...describe(state));
     controls.remember(before, state, facts);

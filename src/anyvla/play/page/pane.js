@@ -106,7 +106,7 @@ export class Pane {
     this.lines.rest.setAttribute("points", part(execute));
   }
 
-  show(state, before) {
+  show(state) {
     const verdict = judge(state.outcomes[this.number], state);
     const gaveUp = !verdict && state.gave_up ? { tone: "open", sign: "–", text: "No goal reached" } : null;
     const shown = verdict || gaveUp;
