@@ -236,8 +236,8 @@ def test_only_the_cameras_that_the_policy_reads_are_decoded(server: Running) -> 
         sent = payload(seen(1))
         sent["images"] = sent["images"] | {"depth": {"__image__": True, "format": "png", "data": b"no image"}}
         assert ask(client, "observation", sent)["type"] == "action"
-        sent["images"] = {str(i): b"" for i in range(20)} | sent["images"]
-        assert "'images' has 23 cameras; at most 16" in error(client, "observation", sent)
+        sent["images"] = {str(i): {"__image__": True} for i in range(20)} | sent["images"]
+        assert "'images' has 23 images; at most 16" in error(client, "observation", sent)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,16 @@ class EncodedImage:
             raise ValueError(f"image {quote(self.name)} cannot be decoded: {str(error)[:200]}") from None
 
 
+def is_image(value: Any) -> bool:
+    """Return whether a value of a message is meant as an image, valid or not."""
+    if isinstance(value, Mapping):
+        shape = value.get("shape")
+        return bool(value.get("__image__")) or (
+            bool(value.get("__ndarray__")) and isinstance(shape, list) and len(shape) > 2
+        )
+    return isinstance(value, EncodedImage) or (isinstance(value, np.ndarray) and value.ndim > 2)
+
+
 def read_image(value: Any, name: str, limits: ServerLimits, layout: Layout | None = None) -> EncodedImage:
     """Return an image of a message, not decoded. Raises a ValueError that names it.
 

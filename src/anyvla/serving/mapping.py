@@ -20,7 +20,7 @@ from anyvla.registry import suggest
 from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.space import Rotation
 from anyvla.serving.actions import ActionWriter
-from anyvla.serving.arrays import EncodedImage, Layout, read_image, read_scalar
+from anyvla.serving.arrays import EncodedImage, Layout, is_image, read_image, read_scalar
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.naming import quote
 from anyvla.serving.observation_keys import MISSING, MissingKeyError, find
@@ -122,10 +122,10 @@ class Translator:
 
     def _images(self, values: Mapping[str, Any]) -> dict[str, EncodedImage]:
         several = values.get(self.mapping.images)
-        if isinstance(several, Mapping | list) and len(several) > self._limits.cameras:
-            raise ValueError(
-                f"{self.mapping.images!r} has {len(several)} cameras; at most {self._limits.cameras} are accepted"
-            )
+        entries = list(several.values()) if isinstance(several, Mapping) else several
+        count = sum(map(is_image, entries)) if isinstance(entries, list) else 0
+        if count > self._limits.cameras:
+            raise ValueError(f"{self.mapping.images!r} has {count} images; at most {self._limits.cameras} are accepted")
         return {ours: self._image(values, ours, theirs) for ours, theirs in self._cameras.items()}
 
     def _image(self, values: Mapping[str, Any], camera: str, key: str) -> EncodedImage:

@@ -83,7 +83,9 @@ def test_reset_in_an_observation_and_a_new_prompt_begin_a_rollout(running: Calla
 def test_nested_observations_with_channels_first_as_alohas(server: Running, vla: VLA) -> None:
     observation = seen(5)
     images = {camera: np.ascontiguousarray(i.transpose(2, 0, 1)) for camera, i in observation.images.items()}
-    sent = {"observation": {**images, "state": observation.proprio}, "prompt": np.str_("open the drawer")}
+    numbers = {f"joint {i}": np.zeros(7) for i in range(20)}  # more than an observation may have images
+    inside = {**images, **numbers, "state": observation.proprio}
+    sent = {"observation": inside, "prompt": np.str_("open the drawer")}
     with opened(server) as client:
         np.testing.assert_allclose(ask(client, sent)["actions"], chunks(vla, 5)[0], atol=1e-5)
 
