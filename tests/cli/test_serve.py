@@ -349,13 +349,26 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
 
 
 def test_a_status_port_a_certificate_and_logs_in_json(checkpoint: Path, tmp_path: Path) -> None:
-    """The address is announced when the server is ready, and every line is a JSON object."""
+    """The address is announced when the server is ready. Every line is a JSON object, and none has the key."""
     files = make_certificate(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "anyvla.cli.main", "serve", str(checkpoint), "--port", "0", "--log-format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "anyvla.cli.main",
+        "serve",
+        str(checkpoint),
+        "--port",
+        "0",
+        "--log-format",
+        "json",
+        "--log-level",
+        "debug",
+    ]
     command += ["--status-port", str(port), "--tls-cert", str(files.certificate), "--tls-key", str(files.key)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"ANYVLA_API_KEY": "s3cret-k3y"}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         assert server.stdout is not None
         first = json.loads(server.stdout.readline())
@@ -364,7 +377,10 @@ def test_a_status_port_a_certificate_and_logs_in_json(checkpoint: Path, tmp_path
         with urllib.request.urlopen(f"https://127.0.0.1:{port}/readyz", timeout=20, context=trusts) as answer:
             assert answer.status == 200
         connect = pytest.importorskip("websockets.sync.client").connect
-        with connect(first["message"].split(" at ")[1], ssl=trusts) as client:
+        url = first["message"].split(" at ")[1]
+        with pytest.raises(Exception, match="401"):
+            connect(url, ssl=trusts, additional_headers={"Authorization": "Bearer s3cret-k3"})
+        with connect(url.replace("wss://", "wss://any:s3cret-k3y@"), ssl=trusts) as client:
             client.send("no msgpack")
             client.recv(timeout=20)
         fault = json.loads(server.stdout.readline())
@@ -373,6 +389,7 @@ def test_a_status_port_a_certificate_and_logs_in_json(checkpoint: Path, tmp_path
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
+    assert "s3cret" not in server.stdout.read()
 
 
 def test_requests_in_progress_are_answered_after_a_signal(checkpoint: Path) -> None:
