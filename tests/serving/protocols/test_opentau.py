@@ -214,10 +214,11 @@ def test_wrong_committed_actions_are_refused(
 
 def test_a_stream_has_a_session_of_its_own(client: Client, policy: VLA) -> None:
     client.chunk(9)
-    replies = list(client.stream(iter([request(seen(seed), request_id=str(seed)) for seed in (1, 2, 3)])))
-    assert [reply.request_id for reply in replies] == ["1", "2", "3"]
-    for count, reply in enumerate(replies, 1):
-        np.testing.assert_allclose(read(reply), alone(policy, list(range(1, count + 1))), atol=1e-5)
+    for _ in range(2):
+        replies = list(client.stream(iter([request(seen(seed), request_id=str(seed)) for seed in (1, 2, 3)])))
+        assert [reply.request_id for reply in replies] == ["1", "2", "3"]
+        for count, reply in enumerate(replies, 1):
+            np.testing.assert_allclose(read(reply), alone(policy, list(range(1, count + 1))), atol=1e-5)
 
 
 def test_an_error_ends_its_stream_alone(client: Client) -> None:
