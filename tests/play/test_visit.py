@@ -193,6 +193,18 @@ def test_an_instruction_waits_for_the_policies(page):
     page.state("idle", outcomes=["cart-right"])
 
 
+def test_an_instruction_that_waited_is_refused_once(page):
+    policies = fakes.Policies()
+    policies.are_ready = False
+    page = page(policies=policies)
+    page.give("instruct", text=" ")
+    page.state("loading")
+    policies.are_ready = True
+    assert "empty" in page.wait(lambda m: m["is"] == "error")["text"]
+    page.give("reset", seed=9)
+    assert page.wait(lambda m: m["is"] == "error" or m.get("seed") == 9)["is"] == "state"
+
+
 def test_a_simulator_that_fails_ends_the_visit_with_its_error(page):
     page = page()
     page.stages[0].step = lambda action: 1 / 0

@@ -45,7 +45,7 @@ class Visit:
         self._threads = ThreadPoolExecutor(len(stages), "player")
         self._mode: Mode = "idle"
         self._task, self._seed, self._instruction = facts.suite.tasks[0], 0, ""
-        self._speed = 0.5  # at the whole one, a drawer is open before one has looked
+        self._speed = 0.5  # in real time, a drawer is open within a second
         self._due, self._skipped = 0.0, 0  # when the next action is due; pictures that were skipped
         self._acted: deque[float] = deque(maxlen=40)  # when the last actions were executed
         self._handlers: Mapping[str, Callable[[Command], None]] = {
@@ -118,6 +118,7 @@ class Visit:
     def _go_on(self) -> None:
         """Let the robots act, or begin once the policies are loaded."""
         if self._mode == "loading" and self._policies.are_ready:
+            self._mode = "idle"  # if the policy refuses the instruction
             self._obey(Command("instruct", text=self._instruction))
         elif self._mode == "acting":
             late = time.monotonic() - self._due > self._period_s
