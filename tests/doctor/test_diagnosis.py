@@ -226,6 +226,7 @@ class Robot:
 
 TIMINGS: dict[str, dict[str, Any]] = {
     "the history is lost: a session begins at every call": {"lost": True},
+    "the history is lost: a session, and with it a chunk, begins at every control step": {"lost": True, "execute": 1},
     "the history is stale: it is not reset between episodes": {"stale": True},
     "observations are 1 control step late": {"late": 1},
     "images are 1 control step late, proprio is not": {"camera_late": True},

@@ -97,7 +97,7 @@ class Doctor:
         return both if both.fit == "exact" or found.fit == "none" else replace(found, tried=both.tried)
 
     def answers(self, faults: Sequence[Fault]) -> list[Float32[np.ndarray, "K n A"] | None]:
-        """Return the answers under each fault; None where the policy refuses what it gets."""
+        """Return the answers under each fault; None where the policy refuses an observation."""
         new = {f.inputs: f for f in faults if f.inputs not in self._simulated}
         if new:
             self._simulated |= zip(new, self._simulate(list(new.values())), strict=True)

@@ -42,7 +42,7 @@ class EpisodeDifference:
 
 
 class Comparison:
-    """Measures differences between answers of a robot's policy. One range of a dim is what ±1 is to the policy."""
+    """Measures differences between answers of a robot's policy. A range of a dim is ±1 to the policy."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Comparison:
         return bool(self.differences(served, other).max(initial=0) <= self.tolerance)
 
     def compare(self, episode: Played, served: Answers, training: Float32[np.ndarray, "K n A"]) -> EpisodeDifference:
-        """Return how what was served along an episode differs from training's answers at the same calls."""
+        """Return how the answers along an episode differ from training's answers at the same calls."""
         gap = self.differences(served.actions, training)
         over = np.argwhere(gap.max(-1) > self.tolerance)
         return EpisodeDifference(

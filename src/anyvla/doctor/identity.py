@@ -10,7 +10,7 @@ from anyvla.policy import VLA
 
 
 def check_server(facts: Mapping[str, Any], vla: VLA, robot: int, address: str) -> Iterator[str]:
-    """Raise ConfigError if the description of a server does not fit the policy. Yield notes on what it does not say.
+    """Raise ConfigError if the description of a server does not fit the policy. Yield notes on its gaps.
 
     `facts` are the server's own: only the ones that it gives are compared.
     """

@@ -20,7 +20,6 @@ _START_S, _STOP_S = 30.0, 30.0
 @contextlib.contextmanager
 def serving(vla: VLA, translator: Translator, protocol: str, execute: int | None = None) -> Iterator[str]:
     """Serve a policy by a protocol and yield the address of the server."""
-    # The doctor knows what it asks: nothing is slowed down, and implausible proprio gets its chunk, to be compared.
     limits = ServerLimits(requests_per_second=100_000)
     kind = load_protocol(protocol)
     sockets = bind("127.0.0.1", 0)

@@ -132,7 +132,7 @@ def _agree(group: Group, predicted: Sequence[np.ndarray], recorded: Sequence[np.
 def _remark(
     group: Group, delay: int, means: dict[int, float | None], dims: Sequence[DimAgreement], gripper: float | None
 ) -> list[str]:
-    """Return what would make a robot misbehave, in words."""
+    """Return sentences about everything that would make a robot misbehave."""
     out = []
     if gripper is not None:
         if gripper < 0.3:

@@ -22,7 +22,7 @@ REPORT, CHUNKS = "report.json", "answers.npz"
 
 @dataclass
 class Report:
-    """An examination and what was examined."""
+    """An examination, and its subject."""
 
     checkpoint: str
     dataset: str

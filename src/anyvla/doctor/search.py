@@ -81,7 +81,7 @@ class Search:
     def _consult(
         self, chosen: Sequence[int], steps: int, seeds: Sequence[int]
     ) -> tuple[Doctor, Float32[np.ndarray, "K n A"]]:
-        """Return a doctor for the beginnings of some episodes, and what was served there."""
+        """Return a doctor for the beginnings of some episodes, and the answers served there."""
         answers = [self._served[i].actions[self._served[i].steps < steps] for i in chosen]
         doctor = Doctor(
             self._vla,

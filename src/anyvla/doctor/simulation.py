@@ -167,7 +167,7 @@ def _act_together(vla: VLA, pairs: Sequence[tuple[_Client, Observation]]) -> lis
 
 
 def _observe(fault: Fault, episode: Played, step: int, calls: Calls) -> Observation:
-    """Return what the policy sees at a step under a fault."""
+    """Return the observation that the policy gets at a step under a fault."""
     timing = fault.timing
     shown = step // calls.execute // timing.repeat * timing.repeat * calls.execute if timing.repeat > 1 else step
     images: Images = dict(episode.observe(max(0, shown - timing.image_delay)).images)
@@ -178,7 +178,7 @@ def _observe(fault: Fault, episode: Played, step: int, calls: Calls) -> Observat
 
 @contextlib.contextmanager
 def _tolerant(vla: VLA) -> Iterator[None]:
-    """Let the policy act on implausible proprio, without warnings: the doctor asks what would happen."""
+    """Let the policy act on implausible proprio, without warnings, so that its chunk can be compared."""
     logger, before = logging.getLogger("anyvla.observing"), vla.implausible
     level = logger.level
     vla.implausible = "warn"

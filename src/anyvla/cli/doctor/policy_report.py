@@ -17,7 +17,7 @@ _MOST_NAMED = 6  # faults in a list
 
 
 def print_report(report: Report) -> None:
-    """Print what was compared, the verdict, the fault, and how the answers follow the recorded actions."""
+    """Print the extent of the comparison, the verdict, the fault, and how the answers follow the recorded actions."""
     found = report.examination
     assert found is not None
     out = Console()

@@ -1,4 +1,4 @@
-"""A known fault of a served path, as changes to what the policy sees and to the chunks that it returns."""
+"""A known fault of a served path, as changes to the observations that the policy gets and to its chunks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: its name, what to do about it, and its changes. Each function takes and returns recorded values."""
+    """A fault: its name, its fix, and its changes. Each function takes and returns recorded values."""
 
     name: str
     family: Family
@@ -51,7 +51,7 @@ class Fault:
 
     @property
     def inputs(self) -> tuple[object, ...]:
-        """What the policy's predictions depend on, to compare and to hash."""
+        """The changes that the policy's predictions depend on; hashable."""
         return self.images, self.proprio, self.instruction, self.timing
 
     @property

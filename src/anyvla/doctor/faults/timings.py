@@ -16,6 +16,12 @@ def list_timing_faults(chunk: int, execute: int, whole_chunks: bool) -> Iterator
         f"{keep}, and reset it only between episodes.",
         resets="call",
     )  # fmt: skip
+    if not whole_chunks:
+        yield _fault(
+            "the history is lost: a session, and with it a chunk, begins at every control step", "session",
+            f"{keep}, and reset it only between episodes.",
+            resets="call", execute=1,
+        )  # fmt: skip
     yield _fault(
         "the history is stale: it is not reset between episodes", "session",
         f"{keep}, and reset it between episodes.",
