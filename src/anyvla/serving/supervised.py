@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.transports.base import Server
+
+log = logging.getLogger(__name__)
 
 
 class SupervisedServer:
@@ -66,4 +69,7 @@ class SupervisedServer:
         """Tidy also while no request arrives."""
         while True:
             await asyncio.sleep(min(10.0, self._service.limits.session_seconds))
-            await self._service.tidy()
+            try:
+                await self._service.tidy()
+            except Exception:  # must not end the server
+                log.exception("idle sessions cannot be tidied")
