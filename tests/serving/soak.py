@@ -34,17 +34,34 @@ def serve(names: Sequence[str]) -> None:
     """
     from anyvla.serving.limits import ServerLimits
 
-    limits = ServerLimits(session_seconds=20, sessions=100_000)
+    limits = ServerLimits(session_seconds=60, sessions=100_000)
     servers = [
         Running(fingerprint_policy(), limits, protocol=CLIENTS[name].protocol, mapping=CLIENTS[name].mapping)
         for name in names
     ]
+    heartbeat = Heartbeat()
     print(json.dumps([server.url for server in servers]), flush=True)
     while sys.stdin.readline():
         for server in servers:
             asyncio.run_coroutine_threadsafe(server.service.tidy(), server._loop).result(60)
     for server in servers:
         server.close()
+    print(json.dumps(round(heartbeat.longest, 2)))
+
+
+class Heartbeat(threading.Thread):
+    """Measures the longest time for which this process did not run."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.longest = 0.0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            begin = time.monotonic()
+            time.sleep(0.02)
+            self.longest = max(self.longest, time.monotonic() - begin - 0.02)
 
 
 class Player(threading.Thread):
@@ -55,16 +72,20 @@ class Player(threading.Thread):
         self._kind, self._url, self._number, self._end, self._pause_s = kind, url, number, end, pause_s
         self.client: CheckedClient | None = None
         self.fault = ""
+        self.times: list[float] = []  # of its requests
 
     def run(self) -> None:
+        start = begin = time.monotonic()
         try:
             self.client = self._kind(self._url, self._number)
-            while time.monotonic() < self._end:
+            while (begin := time.monotonic()) < self._end:
                 self.client.play(1)
+                self.times.append(time.monotonic() - begin)
                 time.sleep(self._pause_s)
             self.client.close()
         except BaseException as error:
-            self.fault = f"{type(error).__name__}: {error}"
+            now = time.monotonic()
+            self.fault = f"at {now - start:.0f} s, after {now - begin:.1f} s: {type(error).__name__}: {error}"
 
 
 def run(names: Sequence[str], clients: int, seconds: float, pause_s: float) -> dict[str, Any]:
@@ -76,7 +97,7 @@ def run(names: Sequence[str], clients: int, seconds: float, pause_s: float) -> d
     assert server.stdin is not None
     assert server.stdout is not None
     urls = json.loads(server.stdout.readline())
-    process = psutil.Process(server.pid)
+    process, heartbeat = psutil.Process(server.pid), Heartbeat()
     begin = time.monotonic()
     players = {
         name: [Player(CLIENTS[name], url, 1000 * at + n, begin + seconds, pause_s) for n in range(clients)]
@@ -104,17 +125,20 @@ def run(names: Sequence[str], clients: int, seconds: float, pause_s: float) -> d
         "memory_mib": [round(m, 1) for _, m in memory[:: max(1, len(memory) // 30)]],
         "open_files_begin": files[len(files) // 5],
         "open_files_end": files[-1],
+        "stalls_s": {"server": json.loads(server.stdout.readline()), "clients": round(heartbeat.longest, 2)},
         "status": server.wait(60),
     }
 
 
 def _count(players: Sequence[Player]) -> dict[str, Any]:
     made = [player.client for player in players if player.client is not None]
+    times = sorted(round(1000 * t, 1) for player in players for t in player.times)
     return {
         "answers": sum(client.answers for client in made),
         "refused": sum(client.refused for client in made),
         "rollouts": sum(client._rollouts for client in made),
         "wrong": [player.fault for player in players if player.fault],
+        "ms": {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100], "most": times[-1]} if times else {},
     }
 
 

@@ -107,10 +107,10 @@ def test_few_requests_of_a_session_wait(caplog: pytest.LogCaptureFixture) -> Non
 
     async def run(one: Rollout, work: Work) -> None:
         work.open.clear()
-        lost = [asyncio.create_task(one.answer_once(1, 11, work)) for _ in range(4)]
-        await asyncio.sleep(0)
+        lost = [asyncio.create_task(one.answer_once(number, 11, work)) for number in (1, 1, 1, 2, 3, 4)]
+        await asyncio.sleep(0.01)
         with pytest.raises(BusyError, match="4 requests of this session are in progress"):
-            await one.answer_once(1, 11, work)
+            await one.answer_once(5, 11, work)
         for task in lost:
             task.cancel()
         work.open.set()

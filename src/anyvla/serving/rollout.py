@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from anyvla.serving.batching import BusyError
 from anyvla.serving.served_session import ServedSession
 
-_WAITING = 4  # requests of one rollout that are in progress at once: those of lost connections, and the repeated one
+_WAITING = 4  # requests of one rollout that are in progress at once, as others of lost connections may be
 
 
 class Rollout:
@@ -23,7 +23,7 @@ class Rollout:
         self.session, self.instruction, self.seed = session, "", 0
         self._turn = asyncio.Lock()
         self._number, self._checksum, self._answer = 0, 0, b""  # of the last executed request
-        self._tasks: set[asyncio.Task[bytes]] = set()
+        self._tasks: dict[tuple[int, int], asyncio.Task[bytes]] = {}  # in progress, by number and checksum
 
     def restart(self, instruction: str, seed: int) -> None:
         """Begin a new rollout."""
@@ -36,11 +36,13 @@ class Rollout:
         `checksum`: of the request's bytes. `run` continues if this call is canceled. A request that fails may be sent
         again with its number. Raises ValueError for an old number, and if another request had the number.
         """
-        if len(self._tasks) >= _WAITING:
-            raise BusyError(f"{_WAITING} requests of this session are in progress; try again later")
-        task = asyncio.create_task(self._answer_in_turn(number, checksum, run))
-        self._tasks.add(task)
-        task.add_done_callback(self._finish)
+        task = self._tasks.get((number, checksum))
+        if task is None:
+            if len(self._tasks) >= _WAITING:
+                raise BusyError(f"{_WAITING} requests of this session are in progress; try again later")
+            task = asyncio.create_task(self._answer_in_turn(number, checksum, run))
+            self._tasks[number, checksum] = task
+            task.add_done_callback(lambda done: self._finish(number, checksum, done))
         return await asyncio.shield(task)
 
     async def _answer_in_turn(self, number: int, checksum: int, run: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -54,7 +56,7 @@ class Rollout:
                 raise ValueError(f"the number {number} was that of another request: each needs a higher number")
             return self._answer
 
-    def _finish(self, task: asyncio.Task[bytes]) -> None:
-        self._tasks.discard(task)
+    def _finish(self, number: int, checksum: int, task: asyncio.Task[bytes]) -> None:
+        del self._tasks[number, checksum]
         if not task.cancelled():
             task.exception()  # asyncio logs an error that nobody asks for, as after a lost connection

@@ -131,12 +131,12 @@ def test_a_slow_answer_is_waited_for_on_the_next_connection(
     def slow(*args: Any, **keys: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
-            time.sleep(0.7)
+            time.sleep(1.5)
         return act(*args, **keys)
 
     monkeypatch.setattr(policy, "act", slow)
     server = running(policy, protocol=AnyvlaProtocol, mapping=KEYS)
-    with Client(server.url, timeout_s=0.3) as client:
+    with Client(server.url, timeout_s=0.6) as client:
         got = predict(client.start(OPEN), 0, 1, 2)
     assert len(calls) == 3
     assert same(got, chunks(policy, 0, OPEN, range(3)))
@@ -155,14 +155,18 @@ def test_sessions_of_one_client_and_of_others_are_separate(serving: Callable[...
 
 
 def test_a_session_that_has_ended_or_expired_is_lost(serving: Callable[..., Running]) -> None:
-    with Client(serving(limits=ServerLimits(session_seconds=0.3)).url) as client:
+    server = serving(limits=ServerLimits(session_seconds=60))
+    now = [0.0]
+    server.service._stores[-1]._clock = lambda: now[0]
+    with Client(server.url) as client:
         ended, idle = client.start(OPEN), client.start(OPEN)
         ended.end()
         ended.end()  # once more changes nothing
         with pytest.raises(SessionLost, match="does not know this session: it has expired or ended"):
             ended.act(seen(0))
-        idle.act(seen(0))
-        time.sleep(0.4)
+        for now[0] in (50.0, 100.0):
+            idle.predict(seen(0))
+        now[0] = 160.0
         with pytest.raises(SessionLost, match="expired"):
             idle.predict(seen(1))
         client.start(OPEN).act(seen(0))

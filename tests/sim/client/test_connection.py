@@ -41,7 +41,7 @@ class Faults:
 
 @pytest.mark.parametrize("fault", [LOSE, SILENT])
 def test_a_request_without_an_answer_is_sent_again_byte_by_byte(fault: object, pauses: list[float]) -> None:
-    with scripted(Faults(fault, fault)) as server, Client(server.url, timeout_s=0.3) as client:
+    with scripted(Faults(fault, fault)) as server, Client(server.url, timeout_s=0.6) as client:
         session = client.start("open it")
         assert session.act(observation())[:2].tolist() == [1, 0]
         assert server.connections == 3
@@ -64,11 +64,11 @@ def test_a_busy_server_is_asked_again_on_the_same_connection(pauses: list[float]
 
 
 def test_without_retries_the_first_failure_is_raised() -> None:
-    with scripted(Faults(LOSE, SILENT)) as server, Client(server.url, retries=0, timeout_s=0.2) as client:
+    with scripted(Faults(LOSE, SILENT)) as server, Client(server.url, retries=0, timeout_s=0.5) as client:
         session = client.start("open it")
         with pytest.raises(Unreachable, match=r"the connection to ws://\S+ was lost: the power failed"):
             session.act(observation())
-        with pytest.raises(NoAnswer, match=r"did not answer within 0.2 s \(timeout_s\)") as raised:
+        with pytest.raises(NoAnswer, match=r"did not answer within 0.5 s \(timeout_s\)") as raised:
             session.act(observation())
         assert isinstance(raised.value, TimeoutError)
         session.act(observation())  # on a third connection
@@ -81,10 +81,10 @@ def test_a_late_answer_is_not_taken_for_that_of_the_next_request() -> None:
 
     def script(message: dict[str, Any]) -> Any:
         if message["type"] == "predict" and message["number"] == 1:
-            late.wait(1)
+            late.wait(5)
         return None
 
-    with scripted(script) as server, Client(server.url, retries=0, timeout_s=0.2) as client:
+    with scripted(script) as server, Client(server.url, retries=0, timeout_s=0.5) as client:
         session = client.start("open it")
         with pytest.raises(NoAnswer):
             session.act(observation())

@@ -57,7 +57,7 @@ class Client:
 
     def start(self, instruction: str, seed: int = 0) -> Session:
         """Begin a rollout. `seed`: of the noise of policies that sample. Raises ClientError."""
-        answer = self._connection.ask("start", instruction=instruction, seed=seed)
+        answer = self._connection.ask("start", instruction=str(instruction), seed=int(seed))
         return Session(self._connection, self.robot, self._images, str(answer.get("session")))
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class Session:
         seen = self._robot.read_observation(observation)
         keys: dict[str, Any] = {} if committed is None else {"committed": self._write_committed(committed)}
         if delay:
-            keys["delay"] = delay
+            keys["delay"] = int(delay)
         images = {camera: write_image(image, self._images) for camera, image in seen.images.items()}
         self._left.clear()
         answer = self._ask("predict", observation={"images": images, "proprio": write_array(seen.proprio)}, **keys)
@@ -113,7 +113,7 @@ class Session:
 
     def reset(self, instruction: str | None = None, seed: int | None = None) -> None:
         """Begin another rollout with an empty history. None: the same instruction or seed. Raises ClientError."""
-        given = {"instruction": instruction, "seed": seed}
+        given = {"instruction": instruction, "seed": None if seed is None else int(seed)}
         self._left.clear()
         self._ask("reset", **{key: value for key, value in given.items() if value is not None})
 

@@ -158,6 +158,7 @@ class Connection:
         """Exchange hellos. Raises ClientError if another policy is served than before."""
         hello = msgpack.packb({"type": "hello", "id": 0, "protocol": PROTOCOL}, use_bin_type=True)
         description = self._exchange(opened, hello, 0)
+        description.pop("server", None)  # its version
         if self.description not in (None, description):
             raise ClientError(f"{self.url} now serves another policy than before: make a new Client")
         self.description = description
