@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import threading
 from typing import Any
 
 import msgpack
@@ -12,6 +13,8 @@ import pytest
 
 zmq: Any = pytest.importorskip("zmq")
 msgpack_numpy: Any = pytest.importorskip("msgpack_numpy")
+
+_LOADING = threading.Lock()  # numpy parses headers as Python, which may fail in several threads of CPython 3.11
 
 
 class Codec16:
@@ -34,7 +37,8 @@ class Codec16:
         if self.marker in value:
             return Modality(**value["as_json"])
         if "__ndarray_class__" in value:
-            return np.load(io.BytesIO(value["as_npy"]), allow_pickle=False)
+            with _LOADING:
+                return np.load(io.BytesIO(value["as_npy"]), allow_pickle=False)
         return value
 
 
