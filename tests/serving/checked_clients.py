@@ -32,6 +32,7 @@ from tests.serving.fingerprints import extend, write_action
 from tests.serving.protocols import groot_client, openpi_wire
 
 CHUNK, EXECUTE, SIZE = 4, 2, 32
+_INSTRUCTIONS = 20  # of a client: tokenizers keep some thousands of words, so that new ones take memory for a while
 
 
 class CheckedClient(ABC):
@@ -83,7 +84,7 @@ class CheckedClient(ABC):
     def _next_rollout(self, seed: int) -> None:
         """Expect the answers of a new rollout. `seed`: of its noise."""
         self._rollouts += 1
-        self.instruction = f"{self._name}, rollout {self._rollouts}"
+        self.instruction = f"{self._name}, rollout {self._rollouts % _INSTRUCTIONS}"
         self._digest, self._left = seed, []  # type: ignore[var-annotated]
 
     @abstractmethod
