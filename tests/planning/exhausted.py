@@ -23,7 +23,7 @@ ROOM = 0.6e9  # bytes beyond what the process has now
 
 def train(folder: Path) -> int:
     write_dataset(folder / "data", small.embodiment(), [small.episode(160), small.episode(120)])
-    wide = {**small.NANO, "image_size": 128, "channels": [64, 64]}  # 20 MB of activations a sample
+    wide = {**small.NANO, "image_size": 128, "channels": [64, 64], "layers": 6}  # 20 MB of activations a sample
     recipe = {
         "name": "hungry",
         "data": {"sources": [{"path": str(folder / "data")}], "cache_gb": 0.1},
