@@ -102,7 +102,7 @@ class VLA(nn.Module):
         self.action_normalizer = Normalizer(embodiment.action, actions, scaling.action, what="action", clip=True)
         self.proprio_normalizer = Normalizer(embodiment.proprio, proprios, scaling.proprio, what="proprio", clip=False)
         self.implausible: Implausible = config.implausible
-        self._observer = Observer(self.robots, self.layout, config.view)
+        self.observer = Observer(self.robots, self.layout, config.view)
 
     @property
     def device(self) -> torch.device:
@@ -222,10 +222,10 @@ class VLA(nn.Module):
         given, sessions = sessions, copy_sessions(sessions, self.history)
         chosen = [s.robot for s in sessions]
         robots = torch.tensor(chosen, device=self.device)
-        images = torch.from_numpy(self._observer.read_images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
-        vectors = torch.from_numpy(self._observer.read_proprio(observations, chosen)).to(self.device)
+        images = torch.from_numpy(self.observer.read_images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
+        vectors = torch.from_numpy(self.observer.read_proprio(observations, chosen)).to(self.device)
         if self.config.proprio != "none":
-            self._observer.check_plausible(observations, sessions, self.implausible)
+            self.observer.check_plausible(observations, sessions, self.implausible)
         begin = self._read_committed(committed, chosen)
         read = self._read_step(images, vectors, sessions)
         if begin is None:
@@ -253,7 +253,7 @@ class VLA(nn.Module):
             return None
         if len(committed) != len(robots):
             raise ValueError(f"committed actions, or None, for each session: got {len(committed)} and {len(robots)}")
-        actions, mask = self._observer.read_committed(committed, robots, self.config.chunk)
+        actions, mask = self.observer.read_committed(committed, robots, self.config.chunk)
         return Committed(torch.from_numpy(actions).to(self.device), torch.from_numpy(mask).to(self.device))
 
     @torch.no_grad()  # not inference_mode: what the modules keep of a prediction may be used in training

@@ -20,6 +20,7 @@ COMMANDS = {
     "power": ("anyvla.cli.power", "the number of episodes needed to detect a difference in success"),
     "play": ("anyvla.cli.play", "open a page on which you instruct a simulated robot and watch it obey"),
     "serve": ("anyvla.cli.serve", "serve a policy to existing clients"),
+    "bench": ("anyvla.cli.bench.command", "measure where the time of a chunk goes, and the control rate that follows"),
     "explain": ("anyvla.cli.explain", "token layout, attention mask and parameter counts of a recipe's model"),
     "report": ("anyvla.cli.report", "write the HTML report of a run or an evaluation"),
     "data": ("anyvla.cli.data.command", "collect, inspect, check and convert robot data; fit codecs"),

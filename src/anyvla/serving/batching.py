@@ -80,7 +80,7 @@ class Batcher:
 
     async def start(self, instruction: str, seed: int, robot: str) -> Session:
         """Open a session. Raises ValueError like `VLA.start`, which must not run in the event loop, as it tokenizes."""
-        return await self._thread.call(lambda: self._vla.start(instruction, seed, robot))
+        return await self.call(lambda: self._vla.start(instruction, seed, robot))
 
     def copy(self, session: Session) -> Session:
         """Return an independent copy of a session."""
@@ -88,7 +88,11 @@ class Batcher:
 
     async def separate(self, session: Session) -> None:
         """Release the memory that a session shares with those of its last batch. It must not act meanwhile."""
-        await self._thread.call(lambda: separate(session, self._vla.history))
+        await self.call(lambda: separate(session, self._vla.history))
+
+    async def call(self, run: Callable[[], T]) -> T:
+        """Return the result of `run` in the thread of the policy. It does not run if the caller is canceled before."""
+        return await self._thread.call(run)
 
     async def _run(self) -> None:
         while self._waiting:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.files import durable
 from anyvla.policy import VLA
+from anyvla.training.named_methods import methods_of_parts, named_methods
 from anyvla.training.spans import SpanClock, measuring, span, tracing
 
 logger = logging.getLogger(__name__)
@@ -138,41 +138,12 @@ def _slowest(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def _named_modules(vla: VLA) -> Iterator[None]:
     """Make spans of the parts of the policy within the context."""
-    with contextlib.ExitStack() as stack:
-        for owner, method, name in (
-            (vla, "loss", _FORWARD),
-            (vla.backbone, "tokenize", _PREPARATION),
-            *((module, "forward", _PREPARATION) for module in vla.modules() if isinstance(module, Pixels)),
-            (vla.fuser, "forward", "fuser"),
-            (vla.decoder, "loss", "decoder"),
-        ):
-            stack.enter_context(_named_method(owner, method, name))
-        part_of = {module: part for part, modules in vla.backbone.part_modules().items() for module in modules}
-        inside = {child: part for module, part in part_of.items() for child in _children(module)}
-        for module, part in (inside | part_of).items():
-            stack.enter_context(_named_method(module, "forward", part))
+    with named_methods(
+        (vla, "loss", _FORWARD),
+        (vla.backbone, "tokenize", _PREPARATION),
+        *((module, "forward", _PREPARATION) for module in vla.modules() if isinstance(module, Pixels)),
+        (vla.fuser, "forward", "fuser"),
+        (vla.decoder, "loss", "decoder"),
+        *methods_of_parts(vla.backbone),
+    ):
         yield
-
-
-def _children(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules directly inside, and those of lists: a backbone may call them without the module itself."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else (child,)
-
-
-@contextlib.contextmanager
-def _named_method(owner: nn.Module, method: str, name: str) -> Iterator[None]:
-    original, own = getattr(owner, method), method in vars(owner)
-
-    def named(*args: Any, **keys: Any) -> Any:
-        with span(name):
-            return original(*args, **keys)
-
-    setattr(owner, method, named)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, method, original)
-        else:
-            delattr(owner, method)

@@ -9,16 +9,22 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
+BACKWARD = "backward"
+
 
 class SpanClock:
-    """Adds up the seconds of each span. It waits for the device at both ends of a span, whose kernels run later."""
+    """Adds up the seconds of each span in the thread that made the clock.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._thread = device, threading.get_ident()
+    It waits for the device at both ends of a span, whose kernels run later.
+    """
+
+    def __init__(self, device: torch.device, whole: Collection[str] = (BACKWARD,)) -> None:
+        """`whole`: names of spans that keep the time of those inside them."""
+        self._device, self._whole, self._thread = device, whole, threading.get_ident()
         self._running: list[tuple[str, float]] = []  # names, and seconds of the spans inside
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -26,7 +32,7 @@ class SpanClock:
     def measure(self, name: str) -> Iterator[None]:
         """Count the time within the context under a name."""
         # The backward pass calls modules again to recompute activations, on a GPU in another thread.
-        if threading.get_ident() != self._thread or any(outer == BACKWARD for outer, _ in self._running):
+        if threading.get_ident() != self._thread or any(outer in self._whole for outer, _ in self._running):
             yield
             return
         self._wait()
@@ -48,7 +54,6 @@ class SpanClock:
             torch.cuda.synchronize(self._device)
 
 
-BACKWARD = "backward"
 _clock: SpanClock | None = None
 _tracing = False
 _profiler: torch.profiler.profile | None = None
