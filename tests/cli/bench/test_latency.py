@@ -127,7 +127,7 @@ def test_the_measured_answers_are_those_of_the_server() -> None:
 
 def read_actions(data: Any) -> np.ndarray:
     array = read_map(data, ServerLimits())["actions"]
-    return np.frombuffer(array[b"data"], array[b"dtype"]).reshape(array[b"shape"])
+    return np.frombuffer(array["data"], array["dtype"]).reshape(array["shape"])
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
