@@ -93,6 +93,18 @@ def test_a_port_in_use(checkpoint: Path, refuses: Callable[..., bool], capsys: p
     assert f"port {port} is in use: stop the program that has it, or give another --port" in line
 
 
+@pytest.mark.parametrize("protocol", ["vla-eval", "opentau"])
+def test_a_port_that_is_taken_while_the_policy_loads(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], protocol: str
+) -> None:
+    """Two sockets can be bound to one port, and only one of them can listen."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    assert main(["serve", str(checkpoint), "--protocol", protocol, "--port", port, "--status-port", port]) == 1
+    assert f"port {port} is in use" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

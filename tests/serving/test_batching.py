@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.serving.batching import Batcher
+from anyvla.serving.batching import Batcher, BusyError
 from anyvla.types import Observation
 from tests import small
 
@@ -124,3 +124,22 @@ def test_a_client_that_is_left_alone_waits_once_and_no_longer_than_two_milliseco
             await ask(batcher, number)
 
     assert batched(script) == ([3, 1, 1, 1], [0.002])
+
+
+def test_requests_that_were_canceled_make_the_server_not_busy() -> None:
+    async def script(batcher: Batcher, policy: Held, waits: list[float]) -> None:
+        first = ask(batcher, 0)
+        await asyncio.to_thread(policy.began.wait, 20)
+        gone = [ask(batcher, number) for number in range(1, 4)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        others = [ask(batcher, number) for number in range(4, 8)]
+        await asyncio.sleep(0)
+        policy.release.release(9)
+        answers = await asyncio.gather(first, *others, return_exceptions=True)
+        assert answers[:4] == [0, 4, 5, 6]
+        assert isinstance(answers[4], BusyError)
+
+    assert batched(script, pending=3)[0] == [1, 3]

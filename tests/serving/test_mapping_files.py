@@ -14,6 +14,7 @@ from anyvla.data.formats.rlds.oxe import find_entry
 from anyvla.robot.embodiment import Embodiment
 from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.serving.mapping_files import choose_mapping, load_mappings
+from anyvla.serving.protocols.registry import load_protocol
 
 OPENPI = {"images": "observation", "proprio": "observation/state", "instruction": "prompt"}
 rng = np.random.default_rng(0)
@@ -206,6 +207,15 @@ def test_a_mapping_is_chosen_by_name_by_robot_or_by_file(tmp_path: Path) -> None
     file.write_text("cameras: {cam_high: top}\nproprio: {joints: q}\n")
     mine = choose_mapping(str(file), other, "openpi", OPENPI)
     assert (mine.cameras, mine.instruction) == ({"cam_high": "top"}, "prompt")
+
+
+def test_a_mapping_that_ships_leaves_the_protocols_other_keys_as_they_are() -> None:
+    for case, restart in {"openpi": "reset", "starvla": "reset", "vla-eval": "episode_restart"}.items():
+        mapping = choose_mapping(None, LIBERO, case, load_protocol(case).keys)
+        assert mapping.restart == restart
+        assert dataclasses.replace(mapping, restart="", images="") == dataclasses.replace(
+            choose_mapping(None, LIBERO, case), restart="", images=""
+        )
 
 
 def test_a_robot_without_proprio_needs_no_keys_of_it() -> None:

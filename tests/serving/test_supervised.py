@@ -114,6 +114,20 @@ def test_the_measurements_count_requests_batches_and_stages() -> None:
     assert supervise(small.policy(), script) == 0
 
 
+def test_reading_the_measurements_changes_no_count_of_connections(vla: VLA) -> None:
+    def count(ports: list[int]) -> None:
+        with connect(f"ws://127.0.0.1:{ports[0]}", compression=None) as client:
+            assert ask(client, "observation", payload(seen(1)))["type"] == "action"
+            for _ in range(3):
+                assert "anyvla_connections 1.0" in reader(ports[1])("/metrics")[1]
+
+    async def script(service: Any, server: SupervisedServer, ready: asyncio.Event, ports: list[int]) -> None:
+        await ready.wait()
+        await asyncio.to_thread(count, ports)
+
+    supervise(vla, script)
+
+
 def test_measurements_need_the_key(vla: VLA) -> None:
     async def script(service: Any, server: SupervisedServer, ready: asyncio.Event, ports: list[int]) -> None:
         await ready.wait()

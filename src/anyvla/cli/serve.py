@@ -153,7 +153,7 @@ async def _serve(server: Server, sockets: Sequence[socket.socket], host: str, re
     """Serve until SIGINT or SIGTERM. Return the number of requests that were not answered."""
     from anyvla.serving.listening import explain_bind_error
 
-    loop = asyncio.get_running_loop()
+    loop, port = asyncio.get_running_loop(), sockets[0].getsockname()[1]  # gRPC closes the sockets
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C raises KeyboardInterrupt
             loop.add_signal_handler(number, server.stop)
@@ -161,7 +161,7 @@ async def _serve(server: Server, sockets: Sequence[socket.socket], host: str, re
     try:
         return await server.run(sockets, ready)
     except OSError as error:
-        raise explain_bind_error(error, host, sockets[0].getsockname()[1]) from None
+        raise explain_bind_error(error, host, port) from None
 
 
 def _limits(file: Path | None, others: Sequence[str]) -> ServerLimits:

@@ -69,6 +69,8 @@ class Batcher:
     async def act(self, observation: Observation, session: Session, committed: Committed = None) -> Chunk:
         """Return the next chunk of one session, unless canceled. Raises ValueError like `VLA.act`, and BusyError."""
         if len(self._waiting) >= self._pending:
+            self._waiting = [item for item in self._waiting if not item.answer.done()]  # others were canceled
+        if len(self._waiting) >= self._pending:
             raise BusyError(f"the server is busy: {self._pending} requests wait for the policy; try again later")
         item = _Waiting(observation, session, committed, asyncio.get_running_loop().create_future())
         self._waiting.append(item)

@@ -48,8 +48,8 @@ def choose_mapping(
 ) -> ClientMapping:
     """Return the mapping of a file or a name, or of the robot's name if none is given.
 
-    `keys`: the protocol's own, for what a file doesn't say. Raises ConfigError for an unknown name, and for a mapping
-    without the protocol or without a camera of the robot.
+    `keys`: the protocol's own, for what a mapping doesn't say. Raises ConfigError for an unknown name, and for a
+    mapping without the protocol or without a camera of the robot.
     """
     shipped = load_mappings()
     if given is not None and given not in shipped and given != PLAIN:
@@ -65,7 +65,14 @@ def choose_mapping(
     clients = shipped[name].clients
     if protocol not in clients:
         raise ConfigError(f"--mapping {name} has keys of {', '.join(clients)}, not of {protocol}: give a file")
-    return _fit(clients[protocol], f"{name} ({protocol})", robot)
+    return _fit(_complete(clients[protocol], build(ClientMapping, keys)), f"{name} ({protocol})", robot)
+
+
+def _complete(mapping: ClientMapping, own: ClientMapping) -> ClientMapping:
+    """Return a mapping that ships with the protocol's own keys for what it doesn't say."""
+    plain = ClientMapping()
+    silent = [f.name for f in dataclasses.fields(mapping) if getattr(mapping, f.name) == getattr(plain, f.name)]
+    return dataclasses.replace(mapping, **{name: getattr(own, name) for name in silent})
 
 
 def _fit(mapping: ClientMapping, name: str, robot: Embodiment) -> ClientMapping:

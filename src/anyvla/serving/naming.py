@@ -19,6 +19,7 @@ def quote(value: Any) -> str:
 
 
 def join_names(names: Collection[str]) -> str:
-    """Return the first few names, comma-separated."""
-    shown = ", ".join(name if len(name) <= 60 else name[:57] + "..." for name in itertools.islice(names, _MOST))
+    """Return the first few names, comma-separated, with line breaks and control characters escaped."""
+    short = (name if len(name) <= 60 else name[:57] + "..." for name in itertools.islice(names, _MOST))
+    shown = ", ".join(name if name.isprintable() else repr(name)[1:-1] for name in short)
     return f"{shown} and {len(names) - _MOST} more" if len(names) > _MOST else shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from anyvla.serving.transports.rate import Rate
 
 log = logging.getLogger(__name__)
 SESSION = "session-id"  # of the metadata of a call: a client's name for one of several robots on a connection
-_CALLERS = 1024  # whose rates are kept
+_PEERS = 1024  # connections whose rates are kept
 _PING_MS = 5000  # the shortest time between pings; OpenTau's clients send one every 10 s
 _HEADERS = 1 << 14  # bytes of the metadata of a call
 
@@ -49,7 +50,7 @@ class GrpcServer:
         self._service, self._limits, self._key, self._key_header = service, service.limits, key, key_header
         self._credentials = None if tls is None else _read_credentials(tls)
         handlers = {
-            method: grpc.unary_unary_rpc_method_handler(self._make_unary(answer)) for method, answer in unary.items()
+            method: grpc.stream_unary_rpc_method_handler(self._make_unary(answer)) for method, answer in unary.items()
         } | {
             method: grpc.stream_stream_rpc_method_handler(self._make_stream(open_stream))
             for method, open_stream in streams.items()
@@ -105,7 +106,7 @@ class GrpcServer:
             else:
                 server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
-            raise OSError(f"gRPC can't listen at {address}: {error}") from None
+            raise OSError(errno.EADDRINUSE, str(error)) from None  # gRPC tells no other reason
 
     async def _drain(self, server: grpc.aio.Server) -> int:
         """Refuse new calls. Return how many requests are still in progress at the end."""
@@ -121,10 +122,16 @@ class GrpcServer:
         return unanswered
 
     def _make_unary(self, answer: Callable[[bytes, str], Awaitable[bytes]]) -> Any:
-        async def call(data: bytes, context: Any) -> bytes:
+        # gRPC would read the message of a unary method before this function is called: without the key, and for as long
+        # as the client likes. A stream with one message looks the same to the client.
+        async def call(_: Any, context: Any) -> bytes:
             caller = await self._admit(context)
+            data = await self._read(context, self._limits.message_seconds)
+            if data is None:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+                raise AssertionError("abort always raises")
             with self._request():
-                await self._rate(caller).wait()
+                await self._rate(context.peer()).wait()
                 return await self._answer(lambda message: answer(message, caller), data, context)
 
         return call
@@ -132,10 +139,10 @@ class GrpcServer:
     def _make_stream(self, open_stream: Callable[[], Answer]) -> Any:
         async def talk(_: Any, context: Any) -> None:
             await self._admit(context)
-            answer, rate = open_stream(), Rate(self._limits.requests_per_second)
-            while (data := await self._read(context)) is not None:
+            answer = open_stream()
+            while (data := await self._read(context, self._limits.idle_seconds)) is not None:
                 with self._request():
-                    await rate.wait()
+                    await self._rate(context.peer()).wait()
                     reply = await self._answer(answer, data, context)
                     async with asyncio.timeout(self._limits.message_seconds):
                         await context.write(reply)
@@ -154,11 +161,10 @@ class GrpcServer:
         session = next((v for k, v in metadata if k == SESSION), "")
         return f"{context.peer()} {session}"
 
-    async def _read(self, context: Any) -> bytes | None:
-        """Return the next message of a stream, None at its end. End the call if none comes, or the server stops."""
+    async def _read(self, context: Any, seconds: float) -> bytes | None:
+        """Return the next message, None at the end. End the call if none comes whole in time, or the server stops."""
         reading = asyncio.ensure_future(context.read())
         stopping = asyncio.ensure_future(self._stop.wait())
-        seconds = self._limits.idle_seconds
         try:
             await asyncio.wait({reading, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
@@ -193,10 +199,11 @@ class GrpcServer:
         finally:
             self._busy -= 1
 
-    def _rate(self, caller: str) -> Rate:
-        rate = self._rates.pop(caller, None) or Rate(self._limits.requests_per_second)
-        self._rates[caller] = rate
-        if len(self._rates) > _CALLERS:
+    def _rate(self, peer: str) -> Rate:
+        """Return the rate of a connection, which all of its calls and sessions share."""
+        rate = self._rates.pop(peer, None) or Rate(self._limits.requests_per_second)
+        self._rates[peer] = rate
+        if len(self._rates) > _PEERS:
             self._rates.popitem(last=False)
         return rate
 

@@ -105,7 +105,8 @@ class WebsocketServer:
 
     def _remove(self, connection: PacedConnection) -> None:
         self._opening.pop(connection, None)
-        self._open.pop(connection, None)
+        if self._open.pop(connection, None) is None:  # of the status pages, whose server counts no clients
+            return
         self._service.metrics.connections.set(len(self._open))
 
     def _admit(self, connection: PacedConnection, request: Any) -> Any:
