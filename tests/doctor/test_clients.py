@@ -71,6 +71,8 @@ def test_a_client_cannot_change_the_recording(episodes: list[Played]) -> None:
         (np.zeros((2, 4)), "a chunk has 2 actions, 3 are executed"),
         (np.zeros((1, 4, 4)), "return a chunk"),
         (5.0, "return a chunk"),
+        ({"actions": np.zeros((4, 4))}, "ask returned a dict of actions: return a chunk"),
+        ([np.zeros(4), np.zeros(3)], "ask returned a list: return a chunk"),
     ],
 )
 def test_an_answer_of_a_wrong_form_is_named(episodes: list[Played], answer: Any, message: str) -> None:

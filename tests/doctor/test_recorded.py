@@ -82,3 +82,9 @@ def test_constant_and_short_recordings_have_no_correlation() -> None:
     assert compare_with_recorded(SPACE, still, still)[0].correlation is None
     short = [r[:5] for r in record(1)]
     assert compare_with_recorded(SPACE, short, short)[0].correlation is None
+
+
+def test_an_episode_shorter_than_the_largest_delay_is_compared() -> None:
+    recorded = [*record(), record(1, 5)[0]]
+    found = {g.group: g for g in compare_with_recorded(SPACE, recorded, recorded)}
+    assert (found["position"].delay, found["position"].correlation) == (0, pytest.approx(1))

@@ -1,4 +1,4 @@
-"""A stage and policies without a simulator and without PyTorch: a cart on a line from -1 to 1."""
+"""A robot and policies without a simulator and without PyTorch: a cart on a line from -1 to 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from anyvla.config import build
-from anyvla.play.stage import StageFacts
+from anyvla.play.simulated_robot import SuiteFacts
 from anyvla.robot.embodiment import Embodiment
 from anyvla_sim.base import BenchmarkUnusable, Observation, Suite, Task
 from tests import small
@@ -33,10 +33,10 @@ ROBOT = build(
     },
     where="test",
 )
-FACTS = StageFacts(SUITE, ROBOT, ("push", "open"))
+FACTS = SuiteFacts(SUITE, ROBOT, ("push", "open"))
 
 
-class Stage:
+class CartRobot:
     """The cart. It starts at seed / 100."""
 
     def __init__(self):

@@ -42,6 +42,7 @@ def test_commands_are_read():
         ('{"do": "move", "shift": [2, 0]}', "shift"),
         ('{"do": "move", "shift": [0]}', "shift"),
         ('{"do": "speed", "speed": 0}', "speed"),
+        (f'{{"do": "speed", "speed": {"9" * 400}}}', "speed"),
         (json.dumps({"do": "instruct", "text": "x" * 301}), "at most 300"),
     ],
 )

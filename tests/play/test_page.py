@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.play.test_server import FakeHouse, serving
+from tests.play.test_server import FakePool, serving
 
 READY = "document.querySelector('#status').textContent.startsWith('Ready')"
 
@@ -38,7 +38,7 @@ def drag(browser, at, by):
 
 @pytest.fixture
 def cart():
-    with serving(FakeHouse(gains=(0.2,))) as port:
+    with serving(FakePool(gains=(0.2,))) as port:
         yield f"http://127.0.0.1:{port}/"
 
 
@@ -104,13 +104,38 @@ def test_the_ring_is_dragged_and_follows_the_object(browser, cart):
 
 
 def test_two_policies_are_side_by_side(browser):
-    with serving(FakeHouse(names=("first", "second"), gains=(1.0, 0.5))) as port:
+    with serving(FakePool(names=("first", "second"), gains=(1.0, 0.5))) as port:
         browser.open(f"http://127.0.0.1:{port}/", 1280)
         browser.wait(READY)
         say(browser, "go left")
         browser.wait("[...document.querySelectorAll('.outcome')].filter(x => !x.hidden).length == 2")
         steps = browser.evaluate("[...document.querySelectorAll('.outcome small')].map(x => parseInt(x.textContent))")
         assert steps == [10, 19]
+
+
+def test_a_wrong_seed_is_explained_until_the_next_command(browser, cart):
+    browser.open(cart, 1280)
+    browser.wait(READY)
+    for typed in ("-5", ""):
+        browser.evaluate(f"{find('#seed')}.value = '{typed}'; {find('#seed')}.dispatchEvent(new Event('change'))")
+        browser.wait(f"{find('#error')}.textContent.startsWith('a seed must be a whole number')")
+        browser.evaluate(f"{find('#fresh')}.click()")
+        browser.wait(f"{find('#error')}.hidden")
+    browser.wait(f"{find('#seed')}.value == '2'")
+
+
+def test_the_error_of_a_simulator_is_still_shown_after_it_was_started_again(browser):
+    pool = FakePool(gains=(0.2,))
+    with serving(pool) as port:
+        browser.open(f"http://127.0.0.1:{port}/", 1280)
+        browser.wait(READY)
+        pool.robots[0][0].step = lambda action: 1 / 0
+        say(browser, "go left")
+        browser.wait(f"{find('#error')}.textContent.includes('division by zero')")
+        browser.wait(READY)
+        assert not browser.evaluate(f"{find('#error')}.hidden")
+        say(browser, "go left")
+        browser.wait(f"+{find('.pane')}.dataset.step > 1 && {find('#error')}.hidden")
 
 
 def test_an_instruction_is_shown_as_text(browser, cart):

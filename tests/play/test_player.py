@@ -7,9 +7,9 @@ from tests.play import fakes
 
 
 def make(gain=1.0, at=0.0):
-    player = Player(0, fakes.Stage(), fakes.Policies(gain))
+    player = Player(0, fakes.CartRobot(), fakes.Policies(gain))
     player.reset("cart-left", 0)
-    player.stage.at = at
+    player.robot.at = at
     return player
 
 
@@ -30,7 +30,7 @@ def test_an_interruption_discards_the_chunk():
     player.advance()
     player.begin("go left", 0, "cart-left")
     player.advance()
-    assert player.stage.at == pytest.approx(0.0)
+    assert player.robot.at == pytest.approx(0.0)
 
 
 def test_a_goal_that_held_before_counts_only_if_it_is_the_instructed_one():

@@ -11,44 +11,44 @@ import pytest
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from anyvla.play.house import House
 from anyvla.play.server import PAGE, PageServer
+from anyvla.play.visit_pool import VisitPool
 from anyvla.serving.listening import bind
 from tests.play import fakes
 
 
-class FakeHouse(House):
-    """A house whose robot is a cart on a line."""
+class FakePool(VisitPool):
+    """A pool whose robot is a cart on a line."""
 
     def __init__(self, names=("the cart",), gains=(1.0,), error=None):
         super().__init__(None, "line", "test/line", [], "cpu", False)
         self._names, self.gains, self._error = names, gains, error
-        self.stages = []
+        self.robots = []
 
     def prepare(self):
         if self._error:
             raise self._error
         self._facts = fakes.FACTS
-        self._spare.append(self._start_stages())
+        self._spare.append(self._start_robots())
         self._policies = fakes.Policies(*self.gains)
         self._stopped.wait()
 
-    def _start_stages(self):
-        self.stages.append([fakes.Stage() for _ in self.gains])
-        return self.stages[-1]
+    def _start_robots(self):
+        self.robots.append([fakes.CartRobot() for _ in self.gains])
+        return self.robots[-1]
 
     def describe(self):
         return super().describe() | {"policies": list(self._names)}
 
 
 @contextlib.contextmanager
-def serving(house, visits=2):
+def serving(pool, visits=2):
     """Serve in a thread. Yield the port."""
     sockets = bind("127.0.0.1", 0)
     ready, box = threading.Event(), {}
 
     async def run():
-        box["server"] = PageServer(house, visits, ("127.0.0.1", "localhost", "[::1]"))
+        box["server"] = PageServer(pool, visits, ("127.0.0.1", "localhost", "[::1]"))
         box["loop"] = asyncio.get_running_loop()
         await box["server"].run(sockets, ready.set)
 
@@ -88,7 +88,7 @@ def read(page, kind):
 
 @pytest.fixture(scope="module")
 def port():
-    with serving(FakeHouse()) as port:
+    with serving(FakePool()) as port:
         yield port
 
 
@@ -156,7 +156,7 @@ def test_a_message_that_is_too_long_ends_the_visit_only(port):
 
 
 def test_too_many_pages_are_told_to_wait():
-    with serving(FakeHouse(), visits=1) as port:
+    with serving(FakePool(), visits=1) as port:
         with connect(port) as first:
             read(first, "hello")
             with connect(port) as second, pytest.raises(ConnectionClosed) as closed:
@@ -170,21 +170,21 @@ def test_too_many_pages_are_told_to_wait():
             pytest.fail("the place stayed taken")
 
 
-def test_one_set_of_stages_is_kept_and_others_are_closed():
-    house = FakeHouse()
-    with serving(house) as port:
+def test_one_set_of_robots_is_kept_and_others_are_closed():
+    pool = FakePool()
+    with serving(pool) as port:
         with connect(port) as first, connect(port) as second:
             read(first, "state")
             read(second, "state")
         with connect(port) as third:
             read(third, "state")
-        assert len(house.stages) == 2
-    assert all(stage.closed for stages in house.stages for stage in stages)
+        assert len(pool.robots) == 2
+    assert all(robot.closed for robots in pool.robots for robot in robots)
 
 
 def test_the_error_of_a_simulator_ends_the_server():
     async def run():
-        await PageServer(FakeHouse(error=ValueError("not installed")), 1, None).run(bind("127.0.0.1", 0))
+        await PageServer(FakePool(error=ValueError("not installed")), 1, None).run(bind("127.0.0.1", 0))
 
     with pytest.raises(ValueError, match="not installed"):
         asyncio.run(run())

@@ -20,9 +20,9 @@ class Page:
     def __init__(self, *gains, policies=None):
         self.texts, self.pictures = queue.Queue(), []
         self.policies = policies or fakes.Policies(*gains)
-        self.stages = [fakes.Stage() for _ in self.policies.gains]
+        self.robots = [fakes.CartRobot() for _ in self.policies.gains]
         self.visit = Visit(
-            self.stages,
+            self.robots,
             fakes.FACTS,
             self.policies,
             lambda text: self.texts.put(json.loads(text)),
@@ -103,8 +103,8 @@ def test_an_unknown_text_is_given_to_the_policy_and_any_goal_ends_it(page):
 
 def test_a_slow_robot_leaves_out_pictures_but_not_that_of_its_goal(page):
     page = page()
-    step = page.stages[0].step
-    page.stages[0].step = lambda action: (time.sleep(0.03), step(action))[1]
+    step = page.robots[0].step
+    page.robots[0].step = lambda action: (time.sleep(0.03), step(action))[1]
     page.give("instruct", text="go right")
     page.state("idle", outcomes=["cart-right"])
     shown = [header["step"] for header in page.pictures]
@@ -119,7 +119,7 @@ def test_two_policies_start_alike_and_the_faster_one_waits(page):
     page.give("instruct", text="go right")
     done = page.state("idle", outcomes=["cart-right", "cart-right"])
     assert done["steps"] == [6, 11]
-    assert [stage.calls[-1] for stage in page.stages] == [("reset", "cart-left", 42)] * 2
+    assert [robot.calls[-1] for robot in page.robots] == [("reset", "cart-left", 42)] * 2
     assert [(s.number, s.seed) for s in page.policies.sessions] == [(0, 42), (1, 42)]
 
 
@@ -144,6 +144,10 @@ def test_it_stops_a_robot_that_reaches_nothing(page):
     state = page.state("idle", gave_up=True)
     assert state["steps"] == [60]  # three horizons
     assert state["outcomes"] == [None]
+    page.give("speed", speed=0.5)
+    assert page.state("idle", speed=0.5)["gave_up"]  # the page still shows it
+    page.give("reset", seed=1)
+    assert not page.state("idle", seed=1)["gave_up"]
 
 
 def test_a_new_start_and_another_scene_forget_the_instruction(page):
@@ -155,7 +159,7 @@ def test_a_new_start_and_another_scene_forget_the_instruction(page):
     assert (state["seed"], state["instruction"], state["steps"]) == (3, "", [0])
     page.give("reset", seed=5)
     assert page.state("idle", seed=5)["scene"] == "box"
-    assert page.stages[0].calls[-1] == ("reset", "box-up", 5)
+    assert page.robots[0].calls[-1] == ("reset", "box-up", 5)
 
 
 def test_the_object_moves_and_the_robot_is_disturbed(page):
@@ -207,7 +211,7 @@ def test_an_instruction_that_waited_is_refused_once(page):
 
 def test_a_simulator_that_fails_ends_the_visit_with_its_error(page):
     page = page()
-    page.stages[0].step = lambda action: 1 / 0
+    page.robots[0].step = lambda action: 1 / 0
     page.give("instruct", text="go right")
     assert "division" in page.wait(lambda m: m["is"] == "failed")["text"]
     assert page.visit.failed
@@ -216,7 +220,7 @@ def test_a_simulator_that_fails_ends_the_visit_with_its_error(page):
 def test_too_many_commands_are_refused(page):
     page = page()
     released = threading.Event()
-    page.stages[0].move = lambda shift: released.wait(10)
+    page.robots[0].move = lambda shift: released.wait(10)
     for _ in range(MOST_WAITING + 1):  # one of them is in progress
         with contextlib.suppress(queue.Full):
             page.give("move", shift=(0.0, 0.1))

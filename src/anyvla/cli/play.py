@@ -17,7 +17,7 @@ from anyvla.config import ConfigError
 
 if TYPE_CHECKING:
     from anyvla.play.checkpoints import PlayedCheckpoint
-    from anyvla.play.house import House
+    from anyvla.play.visit_pool import VisitPool
 
 _EPILOG = """\
 Without a checkpoint, a small policy that comes with anyvla acts: Meta-World's drawer, window, door and button.
@@ -62,16 +62,16 @@ def main(argv: list[str]) -> int:
             f"other machines could move the robot at {exposed[0].getsockname()[0]}: allow everyone with --no-auth, or "
             "leave --host away and forward the port with ssh -L (see --help)"
         )
-    house = _build_house(options)
-    asyncio.run(_serve(house, sockets, options.visits, None if exposed else ("127.0.0.1", "localhost", "[::1]")))
+    pool = _build_pool(options)
+    asyncio.run(_serve(pool, sockets, options.visits, None if exposed else ("127.0.0.1", "localhost", "[::1]")))
     return 0
 
 
-def _build_house(options: argparse.Namespace) -> House:
+def _build_pool(options: argparse.Namespace) -> VisitPool:
     from anyvla.cli.evaluate import find_code
     from anyvla.evaluation.suites import name_suite
     from anyvla.play.checkpoints import choose_suite
-    from anyvla.play.house import House
+    from anyvla.play.visit_pool import VisitPool
 
     played = [_read(options.run)]
     if options.against is not None:
@@ -81,7 +81,7 @@ def _build_house(options: argparse.Namespace) -> House:
     if not options.trust_remote_code and (code := find_code(name, settings, options.benchmark, ())):
         raise ConfigError(f"{played[0].name} would make the simulator run {code}: read it, then --trust-remote-code")
     spec, _, suite = name_suite(name, settings, options.python)
-    return House(spec, suite, name, played, options.device, options.trust_remote_code)
+    return VisitPool(spec, suite, name, played, options.device, options.trust_remote_code)
 
 
 def _read(run: Path | None) -> PlayedCheckpoint:
@@ -98,11 +98,11 @@ def _read(run: Path | None) -> PlayedCheckpoint:
     return read_checkpoint(folder, str(run))
 
 
-async def _serve(house: House, sockets: Sequence[socket.socket], visits: int, hosts: Sequence[str] | None) -> None:
+async def _serve(pool: VisitPool, sockets: Sequence[socket.socket], visits: int, hosts: Sequence[str] | None) -> None:
     from anyvla.play.server import PageServer
     from anyvla.serving.listening import explain_bind_error
 
-    server = PageServer(house, visits, hosts)
+    server = PageServer(pool, visits, hosts)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C raises KeyboardInterrupt

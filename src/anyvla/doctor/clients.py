@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +65,13 @@ class FunctionClient:
             got = self._function(seen)
         except Exception as error:  # the user's code may raise anything
             raise RefusedError(f"{self._name} failed: {type(error).__name__}: {error}") from error
-        actions = np.asarray(got, np.float32)
+        try:
+            actions = np.asarray(got, np.float32)
+        except (TypeError, ValueError) as error:
+            keys = f" of {', '.join(map(str, got))}" if isinstance(got, Mapping) else ""
+            raise RefusedError(
+                f"{self._name} returned a {type(got).__name__}{keys}: return a chunk (N, A) or an action (A,) ({error})"
+            ) from error
         if actions.ndim not in (1, 2) or not actions.size:
             raise RefusedError(
                 f"{self._name} returned {type(got).__name__} {actions.shape}: return a chunk (N, A) or one action (A,)"

@@ -87,7 +87,7 @@ def _align(
     xs, ys = [], []
     for p, r in zip(predicted, recorded, strict=True):
         count = min(len(p), len(r))
-        begin, end = max(0, lag), min(count, count + lag)
+        begin, end = max(0, lag), max(0, min(count, count + lag))
         xs.append(p[begin:end].astype(np.float64))
         ys.append(r[begin - lag : max(begin, end) - lag].astype(np.float64))
     return np.concatenate(xs), np.concatenate(ys)

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from anyvla.play.messages import write_picture
 from anyvla.play.policies import Policies
-from anyvla.play.stage import Stage
+from anyvla.play.simulated_robot import SimulatedRobot
 
 if TYPE_CHECKING:
     from anyvla.policy import Session
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Player:
     """A robot that follows an instruction until a goal holds that did not hold before."""
 
-    def __init__(self, number: int, stage: Stage, policies: Policies) -> None:
+    def __init__(self, number: int, robot: SimulatedRobot, policies: Policies) -> None:
         """`number` is that of the robot and of its policy."""
-        self.number, self.stage, self._policies = number, stage, policies
+        self.number, self.robot, self._policies = number, robot, policies
         self.outcome: str | None = None  # the task whose goal was reached
         self.steps = 0  # actions since the instruction
         self.news: dict[str, Any] | None = None  # the chunk, if the last action was its first
@@ -36,7 +36,7 @@ class Player:
 
     def reset(self, task: str, seed: int) -> None:
         """Start the scene of a task, without an instruction."""
-        self.stage.reset(task, seed)
+        self.robot.reset(task, seed)
         self._session, self._chunk, self.news, self.outcome = None, None, None, None
         self.steps, self._goals, self._ms = 0, set(), {}
 
@@ -53,7 +53,7 @@ class Player:
             self._predict()
         assert self._chunk is not None
         with _Timer(self._ms, "simulate"):
-            goals = self.stage.step(self._chunk[self._executed])
+            goals = self.robot.step(self._chunk[self._executed])
         self._executed += 1
         self.steps += 1
         self._goals = {task for task, holds in goals.items() if holds}
@@ -67,11 +67,11 @@ class Player:
     def _predict(self) -> None:
         assert self._session is not None
         with _Timer(self._ms, "observe"):
-            observation = self.stage.observe()
+            observation = self.robot.observe()
         with _Timer(self._ms, "act"):
             self._chunk = self._policies.act(self.number, observation, self._session)
         self._executed = 0
-        path, at = self.stage.foresee(self._chunk), self.stage.locate()
+        path, at = self.robot.foresee(self._chunk), self.robot.locate()
         self.news = {
             "values": np.round(self._chunk.astype(float), 3).tolist(),
             "path": None if path is None or not np.isfinite(path).all() else np.round(path.astype(float), 4).tolist(),
@@ -82,7 +82,7 @@ class Player:
     def draw(self) -> Callable[[float | None], bytes]:
         """Draw the scene. Return a function that makes the message of it, given the actions per second."""
         with _Timer(self._ms, "draw"):
-            jpeg = self.stage.draw()
+            jpeg = self.robot.draw()
         header = {"robot": self.number, "step": self.steps, "executed": self._executed, "ms": dict(self._ms)}
         return lambda rate: write_picture({**header, "hz": rate}, jpeg)
 

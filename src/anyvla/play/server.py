@@ -20,9 +20,9 @@ from websockets.frames import CloseCode
 from websockets.http11 import Response
 
 import anyvla.report
-from anyvla.play.house import House
 from anyvla.play.messages import LONGEST, CommandError, read_command, write_text
 from anyvla.play.outbox import Outbox
+from anyvla.play.visit_pool import VisitPool
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ _TYPES = {".js": "text/javascript", ".svg": "image/svg+xml"}
 class PageServer:
     """Serves pages until `stop` is called."""
 
-    def __init__(self, house: House, visits: int, hosts: Sequence[str] | None) -> None:
+    def __init__(self, pool: VisitPool, visits: int, hosts: Sequence[str] | None) -> None:
         """`visits`: at most so many at once. `hosts`: names by which browsers may address the server; None: any."""
-        self._house, self._visits, self._hosts = house, visits, hosts
+        self._pool, self._visits, self._hosts = pool, visits, hosts
         self._files = _read_files()
         self._open = 0
         self._stopping = asyncio.Event()
@@ -50,7 +50,7 @@ class PageServer:
 
     async def run(self, sockets: Sequence[socket.socket], ready: Callable[[], None] = lambda: None) -> None:
         """Listen at bound sockets until `stop`. Raises the error of a simulator or policy that cannot be used."""
-        preparing = asyncio.create_task(asyncio.to_thread(self._house.prepare))
+        preparing = asyncio.create_task(asyncio.to_thread(self._pool.prepare))
         preparing.add_done_callback(self._end_if_failed)
         async with contextlib.AsyncExitStack() as stack:
             for bound in sockets:
@@ -67,7 +67,7 @@ class PageServer:
                 )
             ready()
             await self._stopping.wait()
-        await asyncio.to_thread(self._house.stop)
+        await asyncio.to_thread(self._pool.stop)
         if self._failure is not None:
             raise self._failure
         await preparing
@@ -109,14 +109,14 @@ class PageServer:
             self._open -= 1
 
     async def _serve_visit(self, connection: ServerConnection) -> None:
-        while not self._house.is_ready:
+        while not self._pool.is_ready:
             await connection.send(write_text("starting"))
             await asyncio.sleep(0.1)
             if connection.close_code is not None or self._stopping.is_set():
                 return
-        await connection.send(write_text("hello", **self._house.describe()))
+        await connection.send(write_text("hello", **self._pool.describe()))
         outbox = Outbox(asyncio.get_running_loop())
-        visit, stages = await asyncio.to_thread(self._house.open, outbox.post_text, outbox.post_picture)
+        visit, robots = await asyncio.to_thread(self._pool.open, outbox.post_text, outbox.post_picture)
         sending = asyncio.create_task(_send(connection, outbox))
         try:
             async for data in connection:
@@ -128,7 +128,7 @@ class PageServer:
                     await connection.close(CloseCode.POLICY_VIOLATION, "too many commands")
         finally:
             sending.cancel()
-            await asyncio.shield(asyncio.to_thread(self._house.close, visit, stages))
+            await asyncio.shield(asyncio.to_thread(self._pool.close, visit, robots))
 
 
 async def _send(connection: ServerConnection, outbox: Outbox) -> None:

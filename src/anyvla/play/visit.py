@@ -15,7 +15,7 @@ from anyvla.play.messages import Command, write_text
 from anyvla.play.player import Player, round_position
 from anyvla.play.policies import Policies
 from anyvla.play.scenes import find_task, horizon
-from anyvla.play.stage import Stage, StageFacts
+from anyvla.play.simulated_robot import SimulatedRobot, SuiteFacts
 from anyvla_sim.base import BenchmarkUnusable
 
 log = logging.getLogger(__name__)
@@ -31,21 +31,22 @@ class Visit:
 
     def __init__(
         self,
-        stages: Sequence[Stage],
-        facts: StageFacts,
+        robots: Sequence[SimulatedRobot],
+        facts: SuiteFacts,
         policies: Policies,
         post_text: Callable[[str], None],
         post_picture: Callable[[int, bytes], None],
     ) -> None:
-        self.failed = False  # whether the stages can no longer be used
+        self.failed = False  # whether the robots can no longer be used
         self._facts, self._policies = facts, policies
         self._post_text, self._post_picture = post_text, post_picture
-        self._players = [Player(number, stage, policies) for number, stage in enumerate(stages)]
+        self._players = [Player(number, robot, policies) for number, robot in enumerate(robots)]
         self._commands: queue.Queue[Command | None] = queue.Queue(MOST_WAITING)
-        self._threads = ThreadPoolExecutor(len(stages), "player")
+        self._threads = ThreadPoolExecutor(len(robots), "player")
         self._mode: Mode = "idle"
         self._task, self._seed, self._instruction = facts.suite.tasks[0], 0, ""
         self._speed = 0.5  # in real time, a drawer is open within a second
+        self._gave_up = False  # whether the robots stopped without a goal
         self._due, self._skipped = 0.0, 0  # when the next action is due; pictures that were skipped
         self._acted: deque[float] = deque(maxlen=40)  # when the last actions were executed
         self._handlers: Mapping[str, Callable[[Command], None]] = {
@@ -139,14 +140,14 @@ class Visit:
         self._acted.append(begin)
         self._due = max(self._due + self._period_s, begin - _LATE_S)
         ended = all(player.outcome is not None for player in self._players)
-        gave_up = not ended and max(p.steps for p in self._players) >= horizon(self._facts.suite, self._task)
+        self._gave_up = not ended and max(p.steps for p in self._players) >= horizon(self._facts.suite, self._task)
         for player in acting:
             if player.news is not None:
                 self._post_text(write_text("chunk", robot=player.number, **player.news))
         self._show([p for p in acting if draw or p.outcome is not None])
-        if ended or gave_up:
+        if ended or self._gave_up:
             self._mode = "idle"
-            self._post_state(gave_up=gave_up)
+            self._post_state()
         elif any(p.outcome is not None for p in acting):
             self._post_state()
 
@@ -160,7 +161,7 @@ class Visit:
             return None
         return (len(self._acted) - 1) / (self._acted[-1] - self._acted[0])
 
-    def _post_state(self, gave_up: bool = False) -> None:
+    def _post_state(self) -> None:
         instructed = find_task(self._facts.suite, self._task.scene, self._instruction)
         self._post_text(
             write_text(
@@ -174,8 +175,8 @@ class Visit:
                 instructed=instructed,
                 outcomes=[player.outcome for player in self._players],
                 steps=[player.steps for player in self._players],
-                gave_up=gave_up,
-                object=round_position(self._players[0].stage.locate()),
+                gave_up=self._gave_up,
+                object=round_position(self._players[0].robot.locate()),
             )
         )
 
@@ -189,18 +190,19 @@ class Visit:
             self._acted.clear()
         else:
             self._mode = "loading"
-        self._instruction = command.text
+        self._instruction, self._gave_up = command.text, False
         self._post_state()
 
     def _reset(self, command: Command) -> None:
         task = self._facts.suite.task(command.task) if command.task else self._task
         self._task, self._seed, self._instruction, self._mode = task, command.seed, "", "idle"
+        self._gave_up = False
         list(self._threads.map(lambda player: player.reset(task.name, command.seed), self._players))
         self._show(self._players)
         self._post_state()
 
     def _move(self, command: Command) -> None:
-        moved = [player.stage.move(command.shift) for player in self._players]
+        moved = [player.robot.move(command.shift) for player in self._players]
         if any(moved) and self._mode != "acting":
             self._show(self._players)
         self._post_state()
@@ -208,7 +210,7 @@ class Visit:
     def _disturb(self, command: Command) -> None:
         if command.kind not in self._facts.disturbances:
             raise ValueError(f"there is no disturbance {command.kind!r}")
-        done = [player.stage.disturb(command.kind, self._seed) for player in self._players]
+        done = [player.robot.disturb(command.kind, self._seed) for player in self._players]
         self._post_text(write_text("disturbed", disturbance=command.kind, done=any(done)))
         if self._mode != "acting":
             self._show(self._players)
@@ -241,7 +243,7 @@ class Visit:
         self._post_state()
 
 
-def describe_visit(facts: StageFacts, suite: str, names: Sequence[str], scenes: Any) -> dict[str, Any]:
+def describe_visit(facts: SuiteFacts, suite: str, names: Sequence[str], scenes: Any) -> dict[str, Any]:
     """Return the facts that a page needs before it shows anything."""
     action = facts.embodiment.action.groups
     return {

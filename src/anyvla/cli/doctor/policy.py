@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
                 served = replay_through(client, episodes, execute, dims, bar)
             except RefusedError as error:
                 hint = explain_refusal(vla, robot, episodes[error.episode], error)
-                raise ValueError(f"the served path refused a recorded observation: {error}{hint}") from None
+                raise ValueError(f"the served path refused a recorded observation: {error}.{hint}") from None
     with ProgressBar("compare") as bar:
         report.examination = examine(
             vla, robot, episodes, served, execute=execute, whole_chunks=bool(client.whole_chunks),

@@ -128,7 +128,7 @@ def _swap_red_and_blue(image: Pixels) -> Pixels:
 
 
 def _to_gray(image: Pixels) -> Pixels:
-    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+    return np.array(Image.fromarray(image).convert("L").convert("RGB"))
 
 
 _TURNS: dict[str, Callable[[Pixels], Pixels]] = {
@@ -152,7 +152,7 @@ _VALUES: dict[str, Callable[[Pixels], Pixels]] = {
 def _compress(image: Pixels, quality: int) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
+    return np.array(Image.open(file))  # np.asarray: read-only, of which PyTorch warns
 
 
 def _crop(image: Pixels, share: float) -> Pixels:

@@ -11,6 +11,7 @@ let state = null;
 let waiting = null; // for the simulator or for a free place
 
 function send(command) {
+  complain(""); // the last complaint is about something else
   if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(command));
 }
 
@@ -53,7 +54,6 @@ const receivers = {
   hello: (message) => {
     facts = message;
     state = null;
-    complain("");
     $("suite").textContent = `anyvla play · ${facts.suite}`;
     document.title = `anyvla play: ${facts.suite}`;
     $("about").textContent =
@@ -71,7 +71,6 @@ const receivers = {
     state = message;
     controls.show(state);
     for (const pane of panes) pane.show(state);
-    if (state.mode === "acting" || state.mode === "loading") complain("");
     say(...describe(state));
     controls.remember(before, state, facts);
   },

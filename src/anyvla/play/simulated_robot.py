@@ -22,7 +22,7 @@ QUALITY = 82  # of its JPEG
 
 
 @dataclass(frozen=True)
-class StageFacts:
+class SuiteFacts:
     """The facts of a suite that a page needs."""
 
     suite: Suite
@@ -30,7 +30,7 @@ class StageFacts:
     disturbances: tuple[str, ...]
 
 
-class Stage:
+class SimulatedRobot:
     """One simulated robot. Its calls wait for the worker, so they belong into a thread."""
 
     def __init__(self, spec: Spec, suite: str) -> None:
@@ -38,12 +38,12 @@ class Stage:
         self._suite = suite
         self._worker = RemoteWorker(spec)
 
-    def describe(self) -> StageFacts:
+    def describe(self) -> SuiteFacts:
         """Return the facts of the suite. Raises BenchmarkUnusable if the benchmark lacks it."""
         described = self._worker.ask("describe", suite=self._suite)
         suite = dict(described["suite"])
         tasks = [Task(**task) for task in suite.pop("tasks")]
-        return StageFacts(
+        return SuiteFacts(
             Suite(tasks=tasks, **suite),
             build(Embodiment, described["embodiment"], where=self._suite),
             tuple(self._worker.ask("about")["disturbances"]),
