@@ -7,7 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+except ImportError as error:
+    raise ImportError(f'a policy server needs {error.name}: pip install "anyvla[serve]"') from None
 
 # parse: from bytes to a checked request; decode: its images; queue: until the policy begins; policy: the prediction of
 # its batch; encode: from actions to bytes.
