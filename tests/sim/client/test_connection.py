@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgpack
@@ -151,7 +151,8 @@ def plain_server(answer: bytes) -> Iterator[str]:
                 except OSError:
                     return
                 opened.append(client)
-                client.sendall(answer)
+                with suppress(OSError):  # the client is gone already
+                    client.sendall(answer)
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
@@ -164,8 +165,19 @@ def plain_server(answer: bytes) -> Iterator[str]:
 
 @pytest.mark.parametrize("sent", [b"", b"SSH-2.0-OpenSSH_9.6\r\n"])
 def test_a_server_that_is_no_websocket(sent: bytes) -> None:
-    with plain_server(sent) as url, pytest.raises(Unreachable, match="does not answer as a policy server"):
+    with plain_server(sent) as url, pytest.raises(Unreachable, match=r"does not answer as a policy server: .+"):
         Client(url, retries=0, timeout_s=0.3)
+
+
+def test_a_server_that_speaks_before_the_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An assertion of websockets fails then, if its thread is fast enough."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(connection, "connect", fail)
+    with plain_server(b"") as url, pytest.raises(Unreachable, match="as a policy server: AssertionError"):
+        Client(url, retries=0)
 
 
 @contextmanager

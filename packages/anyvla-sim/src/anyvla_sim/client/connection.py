@@ -149,9 +149,10 @@ class Connection:
                 f"the certificate of {self.url} is not trusted ({error.verify_message}); give ca_file=..., the file of "
                 "the authority that signed it"
             ) from None
-        except (WebSocketException, OSError, EOFError) as error:  # OSError: timeouts and errors of TLS too
+        # OSError: timeouts and errors of TLS too. AssertionError: websockets 17, if the server speaks first.
+        except (WebSocketException, OSError, EOFError, AssertionError) as error:
             raise Unreachable(
-                f"{self.url} does not answer as a policy server: {error or type(error).__name__}"
+                f"{self.url} does not answer as a policy server: {str(error) or type(error).__name__}"
             ) from None
 
     def _greet(self, opened: ClientConnection) -> None:
