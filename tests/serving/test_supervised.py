@@ -156,8 +156,9 @@ def test_a_policy_that_cannot_predict_is_not_served(monkeypatch: pytest.MonkeyPa
 
 def test_idle_named_sessions_are_forgotten_without_another_request(vla: VLA) -> None:
     async def script(service: PolicyService, server: Any, ready: asyncio.Event, ports: list[int]) -> None:
-        first = service.find_session("a")
-        assert service.find_session("a") is first
+        store = service.store_sessions(service.open_session)
+        first = store.find("a")
+        assert store.find("a") is first
         assert b"anyvla_sessions 1.0" in service.metrics.write()
         for _ in range(200):
             await asyncio.sleep(0.05)

@@ -53,7 +53,6 @@ class PolicyService:
         self._readers: weakref.WeakKeyDictionary[Any, TimedReader] = weakref.WeakKeyDictionary()  # of connections
         self._stores: list[SessionStore[Any]] = []
         self.metrics.sessions.set_function(lambda: sum(map(len, self._stores)))
-        self._named = self.store_sessions(self.open_session)
 
     def open_session(self) -> ServedSession:
         """Return a new session, for a connection."""
@@ -61,15 +60,8 @@ class PolicyService:
         self._open.add(session)
         return session
 
-    def find_session(self, name: str) -> ServedSession:
-        """Return the session that a client names, a new one at the first use. Find it anew for each request.
-
-        Raises ValueError for an unsuitable name, and if there are too many sessions.
-        """
-        return self._named.find(name)
-
     def store_sessions(self, make: Callable[[], T]) -> SessionStore[T]:
-        """Return a store for named sessions of a protocol that keeps more of them than the policy does."""
+        """Return a store for what a protocol keeps by the names of its clients' sessions. `make`: makes a new one."""
         store = SessionStore(make, self.limits.sessions, self.limits.session_seconds)
         self._stores.append(store)
         return store

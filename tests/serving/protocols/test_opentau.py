@@ -242,6 +242,35 @@ def test_connections_and_names_have_sessions_of_their_own(server: Running, polic
         np.testing.assert_allclose(first.chunk(2), alone(policy, [1, 2]), atol=1e-5)
 
 
+def test_a_client_that_gets_the_address_of_an_earlier_one_begins_a_new_rollout(client: Client, policy: VLA) -> None:
+    """OpenTau's clients number their requests from 1 on; gRPC does not say that the earlier connection has ended."""
+    for seed, number in [(1, 1), (2, 2)]:
+        client.chunk(seed, request_id=f"req_{number}", timestamp_ns=number)
+    history: list[int] = []
+    for seed, number in [(3, 1), (4, 2), (5, 3)]:
+        history.append(seed)
+        actions = client.chunk(seed, request_id=f"req_{number}", timestamp_ns=10 + number)
+    restarted = policy.start("open the drawer", seed=1)
+    for seed in history:
+        chunk = policy.act([seen(seed)], [restarted])[0]
+    np.testing.assert_allclose(actions, chunk.actions, atol=1e-5)
+
+
+def test_a_call_that_is_repeated_is_in_the_history_once(client: Client, policy: VLA) -> None:
+    """OpenTau's client sends a call again, byte by byte, if its time was over just before the answer."""
+    client.chunk(1, request_id="req_1", timestamp_ns=1)
+    for _ in range(2):
+        actions = client.chunk(2, request_id="req_2", timestamp_ns=2)
+        np.testing.assert_allclose(actions, alone(policy, [1, 2]), atol=1e-5)
+    actions = client.chunk(3, request_id="req_3", timestamp_ns=3)
+    np.testing.assert_allclose(actions, alone(policy, [1, 2, 3]), atol=1e-5)
+
+
+def test_a_request_without_an_id_is_always_the_next_one(client: Client, policy: VLA) -> None:
+    client.chunk(1)
+    np.testing.assert_allclose(client.chunk(1), alone(policy, [1, 1]), atol=1e-5)
+
+
 def test_a_new_prompt_begins_a_new_rollout(client: Client, policy: VLA) -> None:
     client.chunk(1)
     actions = client.chunk(2, prompt="close it now, please")

@@ -2,14 +2,15 @@
 
 A request may carry the next actions of the robot (`prefix_action`) and how many of them it executes until the chunk
 arrives (`delay`): the chunk begins with these. GetActionChunk answers one observation; its session is that of the
-connection and of the metadata `session-id`. StreamActionChunks answers a stream, which has a session of its own.
+client's address and of the metadata `session-id`. StreamActionChunks answers a stream, which has a session of its own.
 """
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,10 +23,10 @@ from anyvla.serving.arrays import read_image
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import Request, Translator
 from anyvla.serving.naming import quote
+from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.protocols.base import Server, ServerProtocol
 from anyvla.serving.protocols.opentau_schema import robot_inference_pb2 as schema
 from anyvla.serving.protocols.protobuf_fields import check_fields
-from anyvla.serving.served_session import ServedSession
 from anyvla.serving.tls import TlsFiles
 from anyvla.serving.transports.grpc import Answer, GrpcServer
 
@@ -40,6 +41,10 @@ class OpenTauProtocol(ServerProtocol):
     scheme_tls = "grpcs"
     keys: ClassVar[Mapping[str, Any]] = {"images": "cameras", "proprio": "state", "instruction": "prompt"}
 
+    def __init__(self, service: PolicyService) -> None:
+        super().__init__(service)
+        self._robots = service.store_sessions(lambda: RobotCalls(service))
+
     def make_server(self, key: str | None = None, tls: TlsFiles | None = None) -> Server:
         return GrpcServer(
             self.service,
@@ -52,17 +57,10 @@ class OpenTauProtocol(ServerProtocol):
         )
 
     async def _get_chunk(self, data: bytes, caller: str) -> bytes:
-        return await self._predict(data, self.service.find_session(caller))
+        return await self._robots.find(caller).answer_once(data)
 
     def _open_stream(self) -> Answer:
-        session = self.service.open_session()
-        return lambda data: self._predict(data, session)
-
-    async def _predict(self, data: bytes, session: ServedSession) -> bytes:
-        begin = time.perf_counter()
-        call = await self.service.parse(read_call, data, self.service.translator, self.service.limits)
-        actions = await session.predict(call.request, committed=call.committed)
-        return self.service.encode(_write_chunk, actions, call.request_id, time.perf_counter() - begin)
+        return RobotCalls(self.service).answer
 
     async def _check_health(self, data: bytes, caller: str) -> bytes:
         vla = self.service.vla
@@ -77,6 +75,50 @@ class OpenTauProtocol(ServerProtocol):
             gpu_memory_total_gb=total / 1e9,
         )
         return reply.SerializeToString()
+
+
+class RobotCalls:
+    """The calls of one robot: its session, and what tells a repeated call and another client from the next call.
+
+    gRPC does not say when a connection ends, and the next client may have the same address. OpenTau's client numbers
+    its requests from `req_1` on, and sends a call that it got no answer to again, byte by byte.
+    """
+
+    def __init__(self, service: PolicyService) -> None:
+        self._service, self._session = service, service.open_session()
+        self._first = ""  # the id of the client's first request
+        self._last, self._reply = ("", 0), b""  # the id and the checksum of the last answered request
+
+    async def answer(self, data: bytes) -> bytes:
+        """Answer the next request of a stream."""
+        begin = time.perf_counter()
+        return await self._predict(await self._service.parse(self._read, data), begin)
+
+    async def answer_once(self, data: bytes) -> bytes:
+        """Answer a request, with the same chunk if it is repeated. A client that begins with its ids begins a rollout.
+
+        Requests without an id can't be told apart.
+        """
+        begin = time.perf_counter()
+        call = await self._service.parse(self._read, data)
+        this = call.request_id, zlib.crc32(data)
+        if not call.request_id:
+            return await self._predict(call, begin)
+        if this == self._last:
+            return self._reply
+        if call.request_id == self._first:
+            call = replace(call, request=replace(call.request, restart=True))
+        self._first = self._first or call.request_id
+        reply = await self._predict(call, begin)
+        self._last, self._reply = this, reply
+        return reply
+
+    def _read(self, data: bytes) -> Call:
+        return read_call(data, self._service.translator, self._service.limits)
+
+    async def _predict(self, call: Call, begin: float) -> bytes:
+        actions = await self._session.predict(call.request, committed=call.committed)
+        return self._service.encode(_write_chunk, actions, call.request_id, time.perf_counter() - begin)
 
 
 @dataclass(frozen=True)
