@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 import threading
 from typing import Any
 
@@ -14,7 +15,19 @@ import pytest
 zmq: Any = pytest.importorskip("zmq")
 msgpack_numpy: Any = pytest.importorskip("msgpack_numpy")
 
+READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ"
 _LOADING = threading.Lock()  # numpy parses headers as Python, which may fail in several threads of CPython 3.11
+
+
+def zframe(body: bytes, flags: int = 0, claims: int | None = None) -> bytes:
+    size = len(body) if claims is None else claims
+    if size < 256 and not flags & 2:
+        return bytes([flags, size]) + body
+    return bytes([flags | 2]) + struct.pack(">Q", size) + body
+
+
+def zrequest(body: bytes) -> bytes:
+    return zframe(b"", 1) + zframe(body)
 
 
 class Codec16:

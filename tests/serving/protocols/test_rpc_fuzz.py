@@ -34,13 +34,12 @@ from anyvla.serving.protocols.opentau_schema import robot_inference_pb2 as schem
 from anyvla.serving.transports.zmtp import GREETING
 from tests.serving.clients import Running, seen
 from tests.serving.protocols import test_groot, test_opentau
-from tests.serving.protocols.groot_client import CODECS, GrootClient
+from tests.serving.protocols.groot_client import CODECS, READY, GrootClient, zframe, zrequest
 from tests.serving.protocols.test_fuzz import damaged, dtypes, scalars, shapes, values
 
 LIMITS = ServerLimits(
     close_seconds=1, pings_per_second=1000, requests_per_second=10000, sessions=20000, handshake_seconds=5
 )
-READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ"
 STEPS = 6
 
 
@@ -74,17 +73,6 @@ class Arena(ABC):
     def check_the_good_one(self) -> None:
         np.testing.assert_allclose(self.act(self.step), self.expected[self.step], atol=1e-5)
         self.step = (self.step + 1) % STEPS
-
-
-def zframe(body: bytes, flags: int = 0, claims: int | None = None) -> bytes:
-    size = len(body) if claims is None else claims
-    if size < 256 and not flags & 2:
-        return bytes([flags, size]) + body
-    return bytes([flags | 2]) + struct.pack(">Q", size) + body
-
-
-def zrequest(body: bytes) -> bytes:
-    return zframe(b"", 1) + zframe(body)
 
 
 class GrootArena(Arena):

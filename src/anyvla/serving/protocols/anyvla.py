@@ -60,10 +60,12 @@ class AnyvlaProtocol(WebsocketProtocol):
     keys: ClassVar[Mapping[str, Any]] = {"proprio": "proprio", "instruction": "instruction"}
 
     def __init__(self, service: PolicyService) -> None:
-        """Raise ConfigError for a mapping: clients of this protocol learn the policy's own names."""
+        """Raise ConfigError for a mapping: clients learn the policy's own names, and begin with an instruction."""
         super().__init__(service)
         if service.translator.mapping != build(ClientMapping, self.keys):
-            raise ConfigError("--protocol anyvla takes no --mapping: its clients use the names of the policy")
+            raise ConfigError(
+                "--protocol anyvla takes no --mapping and no --instruction: its clients send what the policy reads"
+            )
         self.rollouts = service.store_sessions(lambda: Rollout(service.open_session()))
 
     def open_connection(self) -> Connection:
