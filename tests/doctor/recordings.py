@@ -89,7 +89,7 @@ def policy(mixture: Mixture, *args: Any, **keys: Any) -> VLA:
 
 def played(vla: VLA, mixture: Mixture, count: int = 3) -> list[Played]:
     recordings = choose_episodes([r.embodiment for r in vla.robots], mixture, count)
-    return read_episodes(recordings, vla.robots[0].embodiment.name, 100, vla.config.execute)
+    return read_episodes(recordings, 100, vla.config.execute)
 
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]

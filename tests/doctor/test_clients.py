@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,20 @@ import numpy as np
 import pytest
 
 from anyvla.config import ConfigError
+from anyvla.data.episode import steady_timestamps
+from anyvla.data.formats.lerobot.writer import write_dataset
+from anyvla.data.training.mixture import Mixture
 from anyvla.doctor.clients import FunctionClient, RefusedError, load_function, replay_through
 from anyvla.doctor.played import Answers, Played, choose_episodes, read_episodes
 from anyvla.types import Observation
+from tests import small
 from tests.doctor import recordings
 
 
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory: pytest.TempPathFactory) -> list[Played]:
     mixture = recordings.write(tmp_path_factory.mktemp("data"), (9, 8, 7, 12), (*recordings.INSTRUCTIONS, "wait"))
-    return read_episodes(choose_episodes([recordings.embodiment()], mixture, 3), "arm", 8, 3)
+    return read_episodes(choose_episodes([recordings.embodiment()], mixture, 3), 8, 3)
 
 
 def test_the_second_episode_has_the_instruction_of_the_first_if_there_is_one(tmp_path: Path) -> None:
@@ -104,3 +109,17 @@ def test_a_name_that_is_no_function_is_refused() -> None:
 def test_answers_that_overlap_are_executed_until_the_next_one() -> None:
     answers = Answers(np.array([0, 2]), np.arange(8, dtype=np.float32).reshape(2, 4, 1))
     np.testing.assert_array_equal(answers.executed(5)[:, 0], [0, 1, 4, 5, 6])
+
+
+def test_episodes_of_the_robot_that_was_asked_for_are_chosen(tmp_path: Path) -> None:
+    """Even if most of the data is of another robot."""
+    robots = [recordings.embodiment(), recordings.embodiment(name="leg", control_hz=20)]
+    mixture = recordings.write(tmp_path / "arm")
+    walk = replace(recordings.episode(8, 5, "walk"), embodiment=robots[1], timestamps=steady_timestamps(8, 20))
+    write_dataset(tmp_path / "leg", robots[1], [walk])
+    both = Mixture([*mixture.datasets, *small.mixture(tmp_path / "leg").datasets], [1.0, 1.0], [None, None])
+    for name, count in (("arm", 3), ("leg", 1)):
+        assert [r.robot for r in choose_episodes(robots, both, 3, name)] == [name] * count
+    assert len({r.robot for r in choose_episodes(robots, both, 3)}) == 1
+    with pytest.raises(ConfigError, match="the data shows arm, not the robot leg"):
+        choose_episodes(robots, mixture, 3, "leg")

@@ -253,6 +253,17 @@ def test_two_faults_at_once_are_named(clinic: Clinic) -> None:
     assert parts in [set(c.fault.parts) for c in (found.best, *found.same)]
 
 
+def test_two_faults_of_the_actions_are_named(clinic: Clinic) -> None:
+    """As of a base frame that is turned by 180 degrees."""
+    turned = np.array([-1, -1, 1, 1], np.float32)
+    client = recordings.ask_in_process(clinic.vla, after=lambda chunk: chunk * turned)
+    found = clinic.diagnose(recordings.serve(clinic.vla, clinic.episodes, client))
+    assert found.fit == "exact"
+    assert found.best is not None
+    assert set(found.best.fault.parts) == {f"actions: position dim {dim} with the opposite sign" for dim in (0, 1)}
+    assert found.best.fault.fix.count("Correct") == 1
+
+
 def test_an_unknown_fault_is_not_given_a_name(clinic: Clinic) -> None:
     rng = np.random.default_rng(0)
     client = recordings.ask_in_process(clinic.vla, after=lambda chunk: rng.normal(size=chunk.shape).astype(np.float32))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from anyvla.doctor.difference import Comparison
-from anyvla.doctor.faults.base import NONE, Fault, Timing, combine
+from anyvla.doctor.faults.base import NONE, Fault, can_combine, combine
 from anyvla.doctor.played import Played
 from anyvla.doctor.simulation import Calls, Simulated, simulate
 from anyvla.policy import VLA
@@ -19,7 +19,7 @@ from anyvla.policy import VLA
 _CLEAR = 2.0  # times that the next fault is farther away than a fault that fits nearly
 _EXPLAINED = 0.3  # of the distance without a fault, at most, for a fault that fits nearly
 # The nearest faults that are combined with others, and those others: where the policy must predict, and where not.
-_COMBINED, _PARTNERS, _CHEAP_PARTNERS = 3, 24, 60
+_COMBINED, PARTNERS, _CHEAP_PARTNERS = 3, 24, 60
 _BATCH = 64  # faults that are simulated at once
 
 Fit = Literal["exact", "close", "none"]
@@ -75,8 +75,12 @@ class Doctor:
         served: Float32[np.ndarray, "K n A"],
         faults: Sequence[Fault],
         progress: Callable[[int, int], None] = lambda done, total: None,
+        find_partners: Callable[[Fault], Sequence[Fault]] | None = None,
     ) -> Diagnosis:
-        """Return the fault, or the pair of faults, whose answers match the served ones."""
+        """Return the fault, or the pair of faults, whose answers match the served ones.
+
+        `find_partners`: the faults of the inputs to combine with a near one; None: the nearest ones.
+        """
         total, candidates = len(faults), list[Candidate]()
         for begin in range(0, total, _BATCH):
             candidates += self.measure(served, faults[begin : begin + _BATCH])
@@ -86,8 +90,8 @@ class Doctor:
         if found.fit == "exact":
             return found
         singles = tuple(candidates)
-        for predicted in (False, True) if found.fit == "none" else (False,):
-            pairs = list(self._pair(singles, predicted))
+        for predicted in (False, True):
+            pairs = list(self._pair(singles, predicted, find_partners))
             for begin in range(0, len(pairs), _BATCH):
                 candidates += self.measure(served, pairs[begin : begin + _BATCH])
                 progress(min(begin + _BATCH, len(pairs)), len(pairs))
@@ -112,22 +116,29 @@ class Doctor:
             if own is not None
         ]
 
-    def _pair(self, candidates: Sequence[Candidate], predicted: bool) -> Iterator[Fault]:
-        """Yield pairs of faults of two families: of the nearest ones with other near ones.
+    def _pair(
+        self,
+        candidates: Sequence[Candidate],
+        predicted: bool,
+        find_partners: Callable[[Fault], Sequence[Fault]] | None,
+    ) -> Iterator[Fault]:
+        """Yield pairs of faults: of the nearest ones with others.
 
         `predicted`: pairs of two faults of the inputs, for which the policy must predict; else all others.
         """
         ranked = [c.fault for c in sorted(candidates, key=lambda c: c.distance)]
         inputs = [fault for fault in ranked if fault.changes_inputs]
         outputs = [fault for fault in ranked if not fault.changes_inputs]
-        pairs = [(a, b) for a in inputs[:_COMBINED] for b in inputs[:_PARTNERS]]
-        if not predicted:
+        if predicted:
+            partners = find_partners or (lambda first: inputs[:PARTNERS])
+            pairs = [(a, b) for a in inputs[:_COMBINED] for b in partners(a)]
+        else:
             pairs = [(a, b) for a in inputs[:_CHEAP_PARTNERS] for b in outputs]
-            pairs += [(a, b) for a in outputs[:_COMBINED] for b in outputs]
+            pairs += [(a, b) for a in outputs for b in outputs]
         seen: set[frozenset[str]] = set()
         for first, second in pairs:
             names = frozenset({first.name, second.name})
-            if first.family == second.family or names in seen or Timing() not in (first.timing, second.timing):
+            if names in seen or not can_combine(first, second):
                 continue
             seen.add(names)
             yield combine(first, second)

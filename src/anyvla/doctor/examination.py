@@ -27,7 +27,9 @@ class Examination:
     whole_chunks: bool
     seeds: str | None  # of the noise, if the decoder samples it
     noise: float | None  # distance of training's answers with two seeds of the noise
-    in_process: float  # the largest difference between a session in this process and training's windows
+    # The largest difference between a session in this process and training's windows. None: these see recorded chunks,
+    # a session sees its own ones, so the answers are compared with those of a session.
+    in_process: float | None
     episodes: tuple[EpisodeDifference, ...]
     diagnosis: Diagnosis | None  # None: the answers are equal
     unnoticed: tuple[str, ...]  # known faults that change no answer on these frames
@@ -65,8 +67,10 @@ def examine(
     reference = Reference(vla, episodes)
     noise = find_seeds(reference, calls, served, comparison)
     training, chosen = noise.training, noise.seeds
-    session = reference.of_session(calls, chosen)
-    in_process = max(float(comparison.differences(a, b).max(initial=0)) for a, b in zip(session, training, strict=True))
+    in_process: float | None = None
+    if not vla.history.sees_past:
+        session = zip(reference.of_session(calls, chosen), training, strict=True)
+        in_process = max(float(comparison.differences(a, b).max(initial=0)) for a, b in session)
     found = tuple(comparison.compare(e, s, t) for e, s, t in zip(episodes, served, training, strict=True))
     faults = list_faults(vla, robot, episodes, execute=execute, whole_chunks=whole_chunks, instructions=instructions)
     diagnosis: Diagnosis | None = None

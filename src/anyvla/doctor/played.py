@@ -49,13 +49,20 @@ class Answers:
         return np.concatenate(parts)[:length]
 
 
-def choose_episodes(robots: Sequence[Embodiment], mixture: Mixture, count: int) -> list[Recording]:
-    """Return at most `count` recordings: if possible, the second has the instruction of the first, the third another.
+def choose_episodes(
+    robots: Sequence[Embodiment], mixture: Mixture, count: int, robot: str | None = None
+) -> list[Recording]:
+    """Return at most `count` recordings of a robot; None: of the robot of the first recording.
 
-    A history that is never reset shows between two episodes of one instruction only, and a wrong instruction only where
-    they differ. Raises ConfigError for data of a robot that the policy was not trained for.
+    If possible, the second has the instruction of the first, the third another: a history that is never reset shows
+    between two episodes of one instruction only, and a wrong instruction only where they differ. Raises ConfigError for
+    data of a robot that the policy was not trained for, or that does not show `robot`.
     """
-    left = choose_recordings(robots, mixture, sum(map(len, mixture.datasets)))
+    found = choose_recordings(robots, mixture, sum(map(len, mixture.datasets)))
+    left = [r for r in found if r.robot == (robot or found[0].robot)]
+    if not left:
+        shown = ", ".join(sorted({r.robot for r in found}))
+        raise ConfigError(f"the data shows {shown}, not the robot {robot}")
     chosen: list[Recording] = []
     while left and len(chosen) < count:
         tasks, again = {_task(r) for r in chosen}, len(chosen) == 1
@@ -68,7 +75,7 @@ def choose_episodes(robots: Sequence[Embodiment], mixture: Mixture, count: int) 
     return chosen
 
 
-def read_episodes(recordings: Sequence[Recording], robot: str, steps: int, calls_apart: int) -> list[Played]:
+def read_episodes(recordings: Sequence[Recording], steps: int, calls_apart: int) -> list[Played]:
     """Decode the first `steps` steps of each recording.
 
     Raises ConfigError if no episode is long enough for two predictions, which are `calls_apart` steps apart.
@@ -80,7 +87,7 @@ def read_episodes(recordings: Sequence[Recording], robot: str, steps: int, calls
             f"the chosen episodes are too short: the policy is called every {calls_apart} steps, and the longest of "
             f"them has {max(lengths, default=0)} (at most {steps} are replayed): give longer episodes, or more --steps"
         )
-    return [_read(recording, steps) for recording in long_enough if recording.robot == robot]
+    return [_read(recording, steps) for recording in long_enough]
 
 
 def _read(recording: Recording, steps: int) -> Played:

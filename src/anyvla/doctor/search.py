@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from anyvla.doctor.diagnosis import Diagnosis, Doctor
+from anyvla.doctor.diagnosis import PARTNERS, Diagnosis, Doctor
 from anyvla.doctor.difference import Comparison, EpisodeDifference
-from anyvla.doctor.faults.base import Fault, combine
+from anyvla.doctor.faults.base import Fault, can_combine, combine
 from anyvla.doctor.played import Answers, Played
 from anyvla.doctor.reference import SEEDINGS, Noise
 from anyvla.doctor.simulation import Calls
@@ -20,6 +21,7 @@ from anyvla.policy import VLA
 _SEARCHED_CALLS = 16  # predictions along each episode that faults are tried on
 _SEARCHED_EPISODES = 3
 _SCREENED_CALLS = 2  # predictions that all faults are tried on, before most of them are dropped
+_PAIRED_CALLS = 4  # predictions that a near fault is tried on with each other one
 _KEPT = 40  # faults of the inputs after that
 _SLOW_FAMILIES = ("session", "timing", "instruction")  # may show later only, so all of them are kept
 
@@ -43,7 +45,7 @@ class Search:
         self._differing, first = next((i, e.first) for i, e in enumerate(found) if e.first is not None)
         self._searched = range(min(len(episodes), max(_SEARCHED_EPISODES, self._differing + 1)))
         self._steps = max(_SEARCHED_CALLS * calls.execute, first.step + 2 * calls.execute)
-        self._screened_steps = first.step + _SCREENED_CALLS * calls.execute
+        self._first = first.step
 
     def diagnose(self, faults: Sequence[Fault], noise: Noise, progress: Progress) -> Diagnosis:
         """Return the fault that fits best, with the seeds of `noise` or with others that a server may have used."""
@@ -54,7 +56,12 @@ class Search:
         for seeds in {tuple(own): own for own in seedings}.values():
             kept = self._screen(faults, seeds)
             doctor, answers = self._consult(self._searched, self._steps, seeds)
-            diagnosis = doctor.diagnose(answers, kept, lambda done, total: progress(done, total, "known faults"))
+            diagnosis = doctor.diagnose(
+                answers,
+                kept,
+                lambda done, total: progress(done, total, "known faults"),
+                partial(self._find_partners, faults=faults, seeds=seeds),
+            )
             if best is None or _rank(diagnosis) < _rank(best):
                 best = diagnosis
             if best.fit == "exact":
@@ -67,7 +74,7 @@ class Search:
 
         A fault of the inputs counts as near if it is so together with some fault of the actions.
         """
-        doctor, answers = self._consult(range(self._differing, self._differing + 1), self._screened_steps, seeds)
+        doctor, answers = self._consult([self._differing], self._first + _SCREENED_CALLS * self._calls.execute, seeds)
         outputs = [f for f in faults if not f.changes_inputs]
         inputs = [f for f in faults if f.changes_inputs and f.family not in _SLOW_FAMILIES]
         nearest: dict[str, float] = {}
@@ -77,6 +84,15 @@ class Search:
                 nearest[name] = min(nearest.get(name, np.inf), candidate.distance)
         kept = set(sorted(nearest, key=nearest.__getitem__)[:_KEPT])
         return [f for f in faults if f.name in kept or not f.changes_inputs or f.family in _SLOW_FAMILIES]
+
+    def _find_partners(self, first: Fault, faults: Sequence[Fault], seeds: Sequence[int]) -> list[Fault]:
+        """Return the faults of the inputs that bring a near one nearest to the first answers that differ."""
+        doctor, answers = self._consult([self._differing], self._first + _PAIRED_CALLS * self._calls.execute, seeds)
+        partners = [f for f in faults if f.changes_inputs and can_combine(first, f)]
+        found = doctor.measure(answers, [combine(first, f) for f in partners])
+        nearest = sorted(found, key=lambda candidate: candidate.distance)[:PARTNERS]
+        kept = {candidate.fault.name for candidate in nearest}
+        return [f for f in partners if combine(first, f).name in kept]
 
     def _consult(
         self, chosen: Sequence[int], steps: int, seeds: Sequence[int]

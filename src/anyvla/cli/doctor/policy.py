@@ -119,11 +119,8 @@ def _read_episodes(vla: VLA, checkpoint: Path, options: argparse.Namespace) -> t
     if options.robot is not None and options.robot not in vla.layout.names:
         raise ConfigError(f"--robot {options.robot}: the policy has {', '.join(vla.layout.names)}")
     mixture = open_given(options.dataset, options.source, trained, robots, None)
-    recordings = choose_episodes(robots, mixture, options.episodes)
-    robot = options.robot or recordings[0].robot
-    if all(r.robot != robot for r in recordings):
-        raise ConfigError(f"{options.dataset} shows {recordings[0].robot}, not --robot {robot}")
-    episodes = read_episodes(recordings, robot, options.steps, vla.config.execute)
+    recordings = choose_episodes(robots, mixture, options.episodes, options.robot)
+    episodes = read_episodes(recordings, options.steps, vla.config.execute)
     return episodes, list_instructions(mixture)
 
 

@@ -25,7 +25,8 @@ def print_report(report: Report) -> None:
     kind = "chunks" if found.whole_chunks else "actions"
     path = f"{report.client} with {report.server}" if report.client else f"{report.protocol} at {report.server}"
     out.print(f"{len(found.episodes)} episodes, {calls} {kind} served by {path}", soft_wrap=True)
-    _print_check(out, found.in_process <= found.tolerance, _describe_in_process(found))
+    if found.in_process is not None:
+        _print_check(out, found.in_process <= found.tolerance, _describe_in_process(found))
     _print_check(out, found.equal, _describe_served(found))
     if not found.equal:
         out.print(_make_episode_table(found.episodes))
@@ -59,13 +60,14 @@ def _describe_served(found: Examination) -> str:
     noise = f"; seeds of the noise: {found.seeds}" if found.seeds else ""
     if found.noise is not None and not found.equal:
         noise += f" (two seeds are {found.noise:.2g} apart: a server with seeds of its own differs as much)"
-    text = f"served: against training, largest difference {largest:.2g}{noise}"
+    other = "training" if found.in_process is not None else "a session in this process"
+    text = f"served: against {other}, largest difference {largest:.2g}{noise}"
     number, first = next(((e.episode, e.first) for e in found.episodes if e.first is not None), (0, None))
     if first is None:
         return text
     return (
         f"{text}. First at step {first.step} of episode {number} ({first.where}), action {first.action} of the "
-        f"answer: {first.dim} is {first.served:.4g}, in training {first.training:.4g}"
+        f"answer: {first.dim} is {first.served:.4g}, expected {first.training:.4g}"
     )
 
 

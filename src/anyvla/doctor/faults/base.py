@@ -15,7 +15,7 @@ Chunks = Float32[np.ndarray, "K N A"]
 
 T = TypeVar("T")
 
-# Faults of one family exclude each other, so they are not combined.
+# Faults of the inputs of one family exclude each other, so they are not combined.
 Family = Literal[
     "cameras", "orientation", "colors", "resize", "crop", "compression", "proprio", "gripper", "instruction", "session",
     "timing", "actions",
@@ -63,12 +63,19 @@ class Fault:
 NONE = Fault("no fault", "session", "")
 
 
+def can_combine(first: Fault, second: Fault) -> bool:
+    """Return whether a path may have both faults. Two dims of its actions may well have the opposite sign."""
+    if first.changes_inputs or second.changes_inputs:
+        return first.family != second.family and Timing() in (first.timing, second.timing)
+    return first.name != second.name
+
+
 def combine(first: Fault, second: Fault) -> Fault:
     """Return both faults at once. At most one of them may change the timing."""
     return replace(
         first,
         name=f"{first.name} and {second.name}",
-        fix=f"{first.fix} {second.fix}",
+        fix=" ".join(dict.fromkeys((first.fix, second.fix))),
         images=first.images + second.images,
         proprio=first.proprio + second.proprio,
         instruction=first.instruction + second.instruction,
