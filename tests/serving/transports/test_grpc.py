@@ -76,6 +76,35 @@ def test_calls_whose_message_never_comes_do_not_block_others(
         assert client.chunk(1).shape == (4, 4)
 
 
+def test_a_call_that_its_client_gives_up_leaves_the_session_as_it_was(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    real, computes, release = server.service.vla.act, threading.Event(), threading.Event()
+
+    def act(*args: Any) -> Any:
+        computes.set()
+        assert release.wait(30)
+        return real(*args)
+
+    with Client(server) as client:
+        client.chunk(1)
+        (session,) = server.service._open
+        before = session._session
+        monkeypatch.setattr(server.service.vla, "act", act)
+        call = client.channel.unary_unary(f"{SERVICE}/GetActionChunk").future(request(seen(2)).SerializeToString())
+        assert computes.wait(30)
+        call.cancel()
+        end = time.monotonic() + 30
+        while b'outcome="canceled"} 1.0' not in server.service.metrics.write():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        release.set()
+        assert session._session is before
+        assert client.chunk(2).shape == (4, 4)
+        assert session._session is not before
+
+
 def test_a_message_is_not_read_without_the_key(
     serve: Callable[..., Running], never: Callable[[], Iterator[Any]]
 ) -> None:
