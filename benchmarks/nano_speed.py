@@ -2,6 +2,7 @@
 
     git worktree add ../before COMMIT
     python benchmarks/nano_speed.py outputs/quickstart/dataset --before ../before [--steps 30] [--rounds 3]
+    python benchmarks/nano_speed.py --acting outputs/quickstart    # any checkpoint: act beside its call of the backbone
 
 It prints the CPU time of a training step in each precision, of `act` with one session, and of its call of the backbone.
 Each measurement runs in a process of its own; versions and stems alternate in every round. Each further convolution of
@@ -80,13 +81,23 @@ def time_acting(checkpoint: Path, calls: int = 150) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("dataset", type=Path, nargs="?")
+    parser.add_argument("--acting", type=Path, metavar="RUN", help="measure only the acting of this policy")
     parser.add_argument("--before", type=Path, help="a working tree of another version")
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", nargs=2, metavar=("STEM", "PRECISION"), help="measure this in this process")
     options = parser.parse_args()
+    if options.acting:
+        from anyvla.checkpoint.files import checkpoint_of
+
+        spent = time_acting(checkpoint_of(options.acting))
+        act, backbone = spent["act"], spent["backbone"]
+        print(f"act {act:.2f} ms, backbone {backbone:.2f} ms: {act / backbone:.2f} times (CPU time)")
+        return
+    if options.dataset is None:
+        parser.error("give a data set, or --acting RUN")
     if options.measure:
         print(json.dumps(measure(options.dataset, *options.measure, options.steps, options.recipe)))
         return

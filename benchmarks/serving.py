@@ -9,6 +9,8 @@ alike; the figures are medians of the rounds.
     overhead    the round trip of a lone client, minus `VLA.act` in this process
     throughput  requests per second of many clients, against `VLA.act` on batches of as many in this process
     batching    requests per second of 8 clients, against a server that answers one request at a time
+
+The CPU times, of the server for each request and of `VLA.act` for each observation, depend less on other work.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+import psutil
 from session_memory import make_policy  # beside this file
 from websockets.sync.client import ClientConnection, connect
 
@@ -52,8 +55,8 @@ def pack(observation: Observation) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(checkpoint: Path, device: str, *options: str) -> Iterator[str]:
-    """Run a server in a process of its own. Yield its address."""
+def serving(checkpoint: Path, device: str, *options: str) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a server in a process of its own. Yield its address and the process."""
     command = [sys.executable, "-m", "anyvla.cli.main", "serve", str(checkpoint), "--port", "0", "--execute", "1"]
     command += ["--device", device, "--limits.requests_per_second", "100000", *options]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -61,7 +64,7 @@ def serving(checkpoint: Path, device: str, *options: str) -> Iterator[str]:
         assert server.stderr is not None
         line = server.stderr.readline()
         assert " at ws://" in line, line
-        yield line.split(" at ")[1].split(",")[0]
+        yield line.split(" at ")[1].split(",")[0], psutil.Process(server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -79,7 +82,9 @@ def ask(client: ClientConnection, message: bytes) -> float:
 class Clients:
     """Clients that ask at the same time."""
 
-    def __init__(self, url: str, count: int, opened: contextlib.ExitStack) -> None:
+    def __init__(self, server: tuple[str, psutil.Process], count: int, opened: contextlib.ExitStack) -> None:
+        url, self._process = server
+        self.cpu_ms: list[float] = []  # of the server for each request, of each call of `ask_all`
         self.clients = [opened.enter_context(connect(url, compression=None, max_size=None)) for _ in range(count)]
         self.seconds: list[float] = []  # of each request
 
@@ -91,24 +96,36 @@ class Clients:
                 self.seconds.append(ask(client, message))
 
         threads = [threading.Thread(target=run, args=(client,)) for client in self.clients]
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), sum(self._process.cpu_times()[:2])
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return len(self.clients) * requests / (time.perf_counter() - begin)
+        total = len(self.clients) * requests
+        rate = total / (time.perf_counter() - begin)
+        self.cpu_ms.append(1000 * (sum(self._process.cpu_times()[:2]) - cpu) / total)
+        return rate
 
     def describe(self) -> str:
         p50, p99 = np.percentile(self.seconds, [50, 99]) * 1000
-        return f"round trip p50 {p50:.1f}, p99 {p99:.1f} ms"
+        return f"round trip p50 {p50:.1f}, p99 {p99:.1f} ms, CPU of the server {statistics.median(self.cpu_ms):.1f} ms"
 
 
-def act(vla: VLA, observation: Observation, count: int) -> float:
-    """Return the seconds of a batch in this process."""
-    sessions = [vla.start(INSTRUCTION, seed) for seed in range(count)]
-    begin = time.perf_counter()
-    vla.act([observation] * count, sessions)
-    return time.perf_counter() - begin
+class InProcess:
+    """The policy in this process."""
+
+    def __init__(self, vla: VLA, observation: Observation) -> None:
+        self._vla, self._observation = vla, observation
+        self.cpu_ms: dict[int, list[float]] = {}  # for each observation, by the size of the batch
+
+    def act(self, count: int) -> float:
+        """Return the seconds of a batch."""
+        sessions = [self._vla.start(INSTRUCTION, seed) for seed in range(count)]
+        begin, cpu = time.perf_counter(), time.process_time()
+        self._vla.act([self._observation] * count, sessions)
+        seconds = time.perf_counter() - begin
+        self.cpu_ms.setdefault(count, []).append(1000 * (time.process_time() - cpu) / count)
+        return seconds
 
 
 def main() -> None:
@@ -125,21 +142,23 @@ def main() -> None:
     with contextlib.ExitStack() as opened:
         checkpoint = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         vla.save(checkpoint, {"name": "served"})
-        vla.to(options.device)
+        here = InProcess(vla.to(options.device), observation)
         batched = opened.enter_context(serving(checkpoint, options.device))
         single = opened.enter_context(serving(checkpoint, options.device, "--limits.batch_size", "1"))
         lone, many = Clients(batched, 1, opened), Clients(batched, count, opened)
         eight, one_by_one = Clients(batched, 8, opened), Clients(single, 8, opened)
         results: dict[str, list[float]] = {name: [] for name in ("overhead", "throughput", "batching")}
         for warm in [True] + [False] * options.rounds:
-            pairs = [(act(vla, observation, 1), ask(lone.clients[0], message)) for _ in range(options.requests)]
-            lone.seconds += [served for _, served in pairs]
-            whole = [act(vla, observation, count) for _ in range(max(3, options.requests // 4))]
+            pairs = [(here.act(1), ask(lone.clients[0], message)) for _ in range(options.requests)]
+            lone.ask_all(message, options.requests)
+            whole = [here.act(count) for _ in range(max(3, options.requests // 4))]
             in_process = count / statistics.median(whole)
+            here.act(8)
             served, fast, slow = (c.ask_all(message, options.requests) for c in (many, eight, one_by_one))
             if warm:
                 for clients in (lone, many, eight, one_by_one):
                     clients.seconds.clear()
+                    clients.cpu_ms.clear()
                 continue
             results["overhead"].append(1000 * (statistics.median(s - p for p, s in pairs)))
             results["throughput"].append(served / in_process)
@@ -148,6 +167,8 @@ def main() -> None:
     print(f"overhead of a lone client {shown['overhead']:.2f} ms; {lone.describe()}")
     print(f"throughput of {count} clients {shown['throughput']:.0%} of batches in process; {many.describe()}")
     print(f"batching with 8 clients {shown['batching']:.1f}x; {eight.describe()}; without: {one_by_one.describe()}")
+    cpu = ", ".join(f"{size} at once {statistics.median(of):.1f} ms" for size, of in here.cpu_ms.items())
+    print(f"CPU of VLA.act in process, for each observation: {cpu}")
 
 
 if __name__ == "__main__":
