@@ -96,6 +96,7 @@ def test_the_servers_errors_have_its_text_and_do_not_end_the_connection(code: st
         {"execute": [0, 5]},
         {"execute": [2, 2]},
         {"execute": 3},
+        {"execute": ["first", None]},
         chunk(np.zeros((4, 3), np.float32), 0, 2),
         chunk(np.zeros(4, np.float32), 0, 2),
         chunk(np.full((4, 4), np.nan, np.float32), 0, 2),

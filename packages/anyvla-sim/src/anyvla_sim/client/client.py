@@ -148,7 +148,7 @@ class Session:
 def _read_chunk(answer: Mapping[str, Any], size: int) -> Chunk:
     """Return the chunk of an answer. Raises ClientError for one that a robot cannot execute."""
     try:
-        actions, (first, end) = read_array(answer.get("actions")), answer["execute"]
+        actions, (first, end) = read_array(answer.get("actions")), map(int, answer["execute"])
     except (KeyError, TypeError, ValueError) as error:
         raise ClientError(f"the server sent a chunk that cannot be read: {error!r}") from None
     if actions.ndim != 2 or actions.shape[1] != size or not 0 <= first < end <= len(actions):
