@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -114,6 +115,43 @@ def test_after_a_batch_of_several_the_next_begins_when_as_many_are_there() -> No
         await asyncio.gather(*again)
 
     assert batched(script, wait_s=60.0) == ([3, 3], [60.0])
+
+
+def test_no_request_is_forgotten_while_others_are_canceled_at_any_time() -> None:
+    """All clients ask again at once, so that no batch has to wait for the time of a minute: a lost wake-up would."""
+    choose = random.Random(0)
+
+    async def script(batcher: Batcher, policy: Held, waits: list[float]) -> None:
+        policy.release.release(100_000)
+        answered = 0
+        enough = asyncio.Event()
+
+        async def client(number: int) -> None:
+            nonlocal answered
+            while True:
+                asked = ask(batcher, number)
+                if choose.random() < 0.02:  # the client is gone before, while or after the policy computes
+                    for _ in range(choose.randrange(12)):
+                        await asyncio.sleep(0)
+                    asked.cancel()
+                for _ in range(choose.randrange(6)):
+                    await asyncio.sleep(0)
+                (answer,) = await asyncio.gather(asked, return_exceptions=True)
+                if not isinstance(answer, asyncio.CancelledError):
+                    assert answer == number
+                    answered += 1
+                    if answered == 3000:
+                        enough.set()
+
+        clients = [asyncio.create_task(client(number)) for number in range(8)]
+        try:
+            await asyncio.wait_for(enough.wait(), 20)
+        finally:
+            for task in clients:
+                task.cancel()
+            await asyncio.wait(clients)
+
+    batched(script, wait_s=60.0)
 
 
 def test_a_client_that_is_left_alone_waits_once_and_no_longer_than_two_milliseconds() -> None:
