@@ -25,20 +25,32 @@ from anyvla.serving.protocols.openpi import OpenpiConnection
 from anyvla.serving.protocols.openpi_codec import read_map
 from tests import small
 
-PAUSE_S = 0.03
+PAUSE_S = 1000.0  # of a clock that the tests advance: far more than any load of the machine adds
 HEAD = {"name": "policy_head", "window": 3}
 GPT = {"name": "gpt", "width": 32, "layers": 1, "heads": 2}
 
 
 def of(vla: VLA, rounds: int = 2, **keys: Any) -> Latency:
-    return measure(ChunkPath(vla, small.embodiment(), **keys), rounds, 60)
+    return measure(ChunkPath(vla, small.embodiment(), **keys), rounds, 1e9)
 
 
-def delay(monkeypatch: pytest.MonkeyPatch, owner: object, method: str) -> None:
+@pytest.fixture
+def pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that advances the clock of measurements."""
+    passed, clock = [0.0], time.perf_counter
+
+    def advance() -> None:
+        passed[0] += PAUSE_S
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + passed[0])
+    return advance
+
+
+def delay(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None], owner: object, method: str) -> None:
     original: Callable[..., Any] = getattr(owner, method)
 
     def slow(*args: Any, **keys: Any) -> Any:
-        time.sleep(PAUSE_S)
+        pause()
         return original(*args, **keys)
 
     monkeypatch.setattr(owner, method, slow)
@@ -68,26 +80,27 @@ def test_the_stages_add_up() -> None:
     ],
 )
 def test_a_slow_part_is_found(
-    monkeypatch: pytest.MonkeyPatch, stage: str, find: Callable[[VLA], tuple[object, str]]
+    monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None], stage: str, find: Callable[[VLA], tuple[object, str]]
 ) -> None:
     vla = small.policy(HEAD, GPT)
-    delay(monkeypatch, *find(vla))
+    delay(monkeypatch, pause, *find(vla))
     found = of(vla)
-    assert found.stages[stage].p50 > 1000 * PAUSE_S
+    assert [name for name, times in found.stages.items() if times.p50 > 500 * PAUSE_S] == [stage]
     assert found.chunk.p50 > 1000 * PAUSE_S
     assert found.served.p50 > 1000 * PAUSE_S
-    assert max(found.stages, key=lambda name: found.stages[name].p50) == stage
 
 
 @pytest.mark.parametrize(("method", "stage"), [("request", "decode"), ("action", "encode")])
-def test_slow_messages_are_found(monkeypatch: pytest.MonkeyPatch, method: str, stage: str) -> None:
+def test_slow_messages_are_found(
+    monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None], method: str, stage: str
+) -> None:
     path = ChunkPath(small.policy(), small.embodiment())
-    delay(monkeypatch, path.translator, method)
-    assert measure(path, 1, 60).stages[stage].p50 > 1000 * PAUSE_S
+    delay(monkeypatch, pause, path.translator, method)
+    assert measure(path, 1, 1e9).stages[stage].p50 > 1000 * PAUSE_S
 
 
 def test_a_decoder_keeps_the_time_in_which_it_calls_the_backbone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None], tmp_path: Path
 ) -> None:
     codec = small.fit_codec("bins", tmp_path / "codec")
     vla = small.policy(decoder="lm_tokens", representation="bins", codec=codec)
@@ -102,14 +115,14 @@ def test_a_decoder_keeps_the_time_in_which_it_calls_the_backbone(
             inside[0] = False
 
     def slow_inside(*args: Any, **keys: Any) -> Any:
-        time.sleep(PAUSE_S if inside[0] else 0)
+        if inside[0]:
+            pause()
         return forward(*args, **keys)
 
     monkeypatch.setattr(vla.decoder, "sample", sample_slowly)
     monkeypatch.setattr(layer, "forward", slow_inside)
     found = of(vla, rounds=1)
-    assert found.stages["decoder"].p50 > 1000 * PAUSE_S
-    assert found.stages["language"].p50 < found.stages["decoder"].p50 / 3
+    assert [name for name, times in found.stages.items() if times.p50 > 500 * PAUSE_S] == ["decoder"]
 
 
 def test_the_measured_answers_are_those_of_the_server() -> None:
