@@ -20,6 +20,8 @@ from websockets.sync.server import serve
 from anyvla_sim.client import AccessDenied, Client, ClientError, NoAnswer, ServerError, Unreachable, connection
 from tests.sim.client.scripted import DESCRIPTION, LOSE, SILENT, error, observation, scripted
 
+PATIENCE = 1.5  # s; a healthy exchange must take less, even on a busy machine
+
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -41,7 +43,7 @@ class Faults:
 
 @pytest.mark.parametrize("fault", [LOSE, SILENT])
 def test_a_request_without_an_answer_is_sent_again_byte_by_byte(fault: object, pauses: list[float]) -> None:
-    with scripted(Faults(fault, fault)) as server, Client(server.url, timeout_s=0.6) as client:
+    with scripted(Faults(fault, fault)) as server, Client(server.url, timeout_s=PATIENCE) as client:
         session = client.start("open it")
         assert session.act(observation())[:2].tolist() == [1, 0]
         assert server.connections == 3
@@ -64,11 +66,11 @@ def test_a_busy_server_is_asked_again_on_the_same_connection(pauses: list[float]
 
 
 def test_without_retries_the_first_failure_is_raised() -> None:
-    with scripted(Faults(LOSE, SILENT)) as server, Client(server.url, retries=0, timeout_s=0.5) as client:
+    with scripted(Faults(LOSE, SILENT)) as server, Client(server.url, retries=0, timeout_s=PATIENCE) as client:
         session = client.start("open it")
         with pytest.raises(Unreachable, match=r"the connection to ws://\S+ was lost: the power failed"):
             session.act(observation())
-        with pytest.raises(NoAnswer, match=r"did not answer within 0.5 s \(timeout_s\)") as raised:
+        with pytest.raises(NoAnswer, match=rf"did not answer within {PATIENCE} s \(timeout_s\)") as raised:
             session.act(observation())
         assert isinstance(raised.value, TimeoutError)
         session.act(observation())  # on a third connection
@@ -81,10 +83,10 @@ def test_a_late_answer_is_not_taken_for_that_of_the_next_request() -> None:
 
     def script(message: dict[str, Any]) -> Any:
         if message["type"] == "predict" and message["number"] == 1:
-            late.wait(5)
+            late.wait(20)
         return None
 
-    with scripted(script) as server, Client(server.url, retries=0, timeout_s=0.5) as client:
+    with scripted(script) as server, Client(server.url, retries=0, timeout_s=PATIENCE) as client:
         session = client.start("open it")
         with pytest.raises(NoAnswer):
             session.act(observation())
@@ -166,7 +168,7 @@ def plain_server(answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize("sent", [b"", b"SSH-2.0-OpenSSH_9.6\r\n"])
 def test_a_server_that_is_no_websocket(sent: bytes) -> None:
     with plain_server(sent) as url, pytest.raises(Unreachable, match=r"does not answer as a policy server: .+"):
-        Client(url, retries=0, timeout_s=0.3)
+        Client(url, retries=0, timeout_s=PATIENCE)
 
 
 def test_a_server_that_speaks_before_the_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,11 +215,11 @@ def stuck_server(answers: int) -> Iterator[str]:
 def test_a_server_that_takes_nothing_ends_the_request_in_time() -> None:
     """The buffers on the way are full, so that sending blocks."""
     with stuck_server(2) as url:
-        session = Client(url, retries=0, timeout_s=0.5).start("open it")
+        session = Client(url, retries=0, timeout_s=PATIENCE).start("open it")
         begin = time.monotonic()
         with pytest.raises((NoAnswer, Unreachable)):
             session.act(observation(size=(2000, 2000)))
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 10 * PATIENCE
 
 
 def test_a_message_beyond_the_servers_limit_is_not_sent_again() -> None:
