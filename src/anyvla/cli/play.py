@@ -90,6 +90,8 @@ def _read(run: Path | None) -> PlayedCheckpoint:
 
     if run is None:
         return read_checkpoint(SHIPPED, "The policy that comes with anyvla")
+    if not run.is_dir():
+        raise ConfigError(f"there is no folder {run}: give a run folder such as outputs/quickstart, or a checkpoint")
     folder = run
     if not (run / "config.yaml").is_file():
         from anyvla.checkpoint.files import checkpoint_of
