@@ -206,7 +206,7 @@ class VLA(nn.Module):
         self,
         observations: Sequence[Observation],
         sessions: Sequence[Session],
-        committed: Sequence[Float32[np.ndarray, "K A"] | None] | None = None,
+        committed: Sequence[Float32[np.ndarray, "_ _"] | None] | None = None,  # (K, A), of any K for each session
     ) -> list[Chunk]:
         """Return the next chunk of each session, in robot units, for the current observation of each robot.
 

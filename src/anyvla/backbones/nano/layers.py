@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
 
-Rotation = tuple[Float[Tensor, "1 L d"], Float[Tensor, "1 L d"]]  # cosines and sines of the positions
+Rotation = tuple[Float[Tensor, "#S L d"], Float[Tensor, "#S L d"]]  # cosines and sines of the positions
 
 
 def simplify_layers(model: LlamaModel) -> None:
@@ -94,7 +94,7 @@ def _split_heads(x: Float[Tensor, "S L D"], width: int) -> Float[Tensor, "S L h 
     return x.unflatten(-1, (-1, width))
 
 
-def _signed(rotation: Rotation) -> tuple[Float[Tensor, "1 L 1 d"], Float[Tensor, "1 L 1 d"]]:
+def _signed(rotation: Rotation) -> tuple[Float[Tensor, "#S L 1 d"], Float[Tensor, "#S L 1 d"]]:
     """Return cosines, and sines with a minus in the first half, which spares `_rotate` the negation of x."""
     cos, sin = rotation
     half = sin.shape[-1] // 2
