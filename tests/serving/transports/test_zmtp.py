@@ -27,17 +27,22 @@ READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ"
 
 
 class Echo:
-    """Answers with the number of the connection and the message. `wait` waits until it is released."""
+    """Answers with the number of the connection and the message. `wait` waits until it is released.
 
-    def __init__(self, number: int, release: threading.Event) -> None:
+    If a key is needed, the message `key` has it.
+    """
+
+    def __init__(self, number: int, release: threading.Event, needs_key: bool) -> None:
         self.number, self.release = number, release
         self.waits = self.canceled = False
+        self.is_authorized = not needs_key
 
     def greet(self) -> bytes | None:
         return None
 
     async def answer(self, data: bytes | str) -> Reply:
         assert isinstance(data, bytes)
+        self.is_authorized |= data == b"key"
         try:
             self.waits = data == b"wait"
             while self.waits and not self.release.is_set():
@@ -52,7 +57,8 @@ class Echo:
 class Echoes:
     """A server of echoes in a thread."""
 
-    def __init__(self, limits: ServerLimits) -> None:
+    def __init__(self, limits: ServerLimits, needs_key: bool) -> None:
+        self.needs_key = needs_key
         self.made: list[Echo] = []
         self.release = threading.Event()
         metrics = Metrics()
@@ -67,7 +73,7 @@ class Echoes:
         assert listening.wait(20)
 
     def _open(self) -> Echo:
-        self.made.append(Echo(len(self.made), self.release))
+        self.made.append(Echo(len(self.made), self.release, self.needs_key))
         return self.made[-1]
 
     async def _run(self, ready: Callable[[], None]) -> None:
@@ -101,8 +107,8 @@ class Echoes:
 def echoes() -> Iterator[Callable[..., Echoes]]:
     servers: list[Echoes] = []
 
-    def start(**limits: Any) -> Echoes:
-        servers.append(Echoes(ServerLimits(**limits)))
+    def start(needs_key: bool = False, **limits: Any) -> Echoes:
+        servers.append(Echoes(ServerLimits(**limits), needs_key))
         return servers[-1]
 
     yield start
@@ -270,6 +276,26 @@ def test_connections_and_handshakes_are_limited(echoes: Callable[..., Echoes]) -
     assert later.recv().endswith(b":y")
     for client in (*silent, clients[1], later):
         client.close()
+
+
+def test_strangers_take_no_place_and_little_time(echoes: Callable[..., Echoes]) -> None:
+    server = echoes(needs_key=True, connections=1, handshake_seconds=1.5)
+    silent = server.raw(GREETING, READY)
+    asking, client = server.dial(), server.dial()
+    asking.send(b"x")
+    assert asking.recv().endswith(b":x")
+    client.send(b"key")  # takes the only place
+    assert client.recv().endswith(b":key")
+    assert ends(silent, within_s=10)
+    time.sleep(2)  # a client with the key may take its time
+    client.send(b"z")
+    assert client.recv() == b"2:z"
+    second = server.dial(timeout_ms=1000)
+    second.send(b"key")
+    with pytest.raises(zmq.Again):
+        second.recv()
+    for one in (asking, client, second):
+        one.close()
 
 
 def test_fast_requests_and_pings_wait(echoes: Callable[..., Echoes]) -> None:

@@ -12,18 +12,24 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from websockets.frames import CloseCode
 
 from anyvla.serving.access import is_key
 from anyvla.serving.mapping import Request
 from anyvla.serving.naming import quote
 from anyvla.serving.policy_service import PolicyService
-from anyvla.serving.protocols.base import Connection, Reply, Server, ServerProtocol
+from anyvla.serving.protocols.base import Reply, Server, ServerProtocol
 from anyvla.serving.protocols.groot_codec import MODALITY_MARKERS, Call, Dialect, read_call, write_reply
 from anyvla.serving.protocols.groot_observation import INSTRUCTION, is_flat, split_rows
 from anyvla.serving.served_session import predict_together
 from anyvla.serving.tls import TlsFiles
-from anyvla.serving.transports.zmq import ZmqServer
+from anyvla.serving.transports.zmq import ZmqConnection, ZmqServer
 from anyvla.session import check_seed
+
+
+class WrongKeyError(ValueError):
+    """A request without the key of the server. Its connection ends."""
+
 
 _LANGUAGE = "annotation.human.task_description"  # GR00T's usual key, for clients that ask
 
@@ -44,7 +50,7 @@ class GrootProtocol(ServerProtocol):
     def make_server(self, key: str | None = None, tls: TlsFiles | None = None) -> Server:
         return ZmqServer(self.service, lambda: self.open_connection(key))
 
-    def open_connection(self, key: str | None = None) -> Connection:
+    def open_connection(self, key: str | None = None) -> ZmqConnection:
         """Return the state of a new connection. `key`: the `api_token` that its requests must have."""
         return _GrootConnection(self.service, key)
 
@@ -52,6 +58,7 @@ class GrootProtocol(ServerProtocol):
 class _GrootConnection:
     def __init__(self, service: PolicyService, key: str | None) -> None:
         self._service, self._key = service, key
+        self.is_authorized = key is None
         self._rows = [service.open_session()]  # of the robots of a batch
         self._dialect: Dialect = "N1.6"  # of the last request; N1.7 reads it, too
 
@@ -66,13 +73,15 @@ class _GrootConnection:
             return Reply(self._service.encode(write_reply, value, self._dialect))
         except Exception as error:
             text = self._service.explain(error)
-            return Reply(write_reply({"error": text}, self._dialect), error=text)
+            close = (CloseCode.POLICY_VIOLATION, text) if isinstance(error, WrongKeyError) else None
+            return Reply(write_reply({"error": text}, self._dialect), error=text, close=close)
 
     def _read(self, data: bytes) -> tuple[Call, list[Request]]:
         """Return a call and, for get_action, the request of each row. Raises ValueError."""
         call = read_call(data, self._service.limits)
         if self._key is not None and not is_key(call.token, self._key):
-            raise ValueError("Unauthorized: this server needs its API key as api_token")
+            raise WrongKeyError("Unauthorized: this server needs its API key as api_token")
+        self.is_authorized = True
         if call.endpoint != "get_action":
             return call, []
         rows = split_rows(call.data.get("observation"), self._service.limits.sessions)

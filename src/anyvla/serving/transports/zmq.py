@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.transports.base import Connection, Reply
@@ -17,13 +18,25 @@ _ACCEPT = 16  # new connections in one turn of the event loop; the kernel queues
 _CHECK_S = 0.2  # how often to look whether a client that waits for its answer is gone
 
 
-class ZmqServer:
-    """Answer connections until `stop` is called."""
+class ZmqConnection(Connection, Protocol):
+    """The state of one connection whose client proves by its messages that it may use the server."""
 
-    def __init__(self, service: PolicyService, open_connection: Callable[[], Connection]) -> None:
+    @property
+    def is_authorized(self) -> bool:
+        """Whether a message had the key, or none is needed."""
+
+
+class ZmqServer:
+    """Answer connections until `stop` is called.
+
+    A connection takes one of the places of `limits.connections` when it is authorized. Before, it is one of the
+    `limits.handshakes` and has `limits.handshake_seconds`.
+    """
+
+    def __init__(self, service: PolicyService, open_connection: Callable[[], ZmqConnection]) -> None:
         """`open_connection` is called for each new client."""
         self._service, self._open_connection, self._limits = service, open_connection, service.limits
-        self._opening: list[asyncio.Task[None]] = []  # connections whose handshake is not complete, in their order
+        self._opening: list[asyncio.Task[None]] = []  # connections that have no place yet, in their order
         self._open: dict[asyncio.Task[None], bool] = {}  # whether a request is in progress
         self._stop, self._hurry = asyncio.Event(), False
 
@@ -66,10 +79,10 @@ class ZmqServer:
             self._opening.pop(0).cancel()
         self._opening.append(task)
         try:
-            messages = ZmtpReader(reader, self._limits)
-            async with asyncio.timeout(self._limits.handshake_seconds):
-                await self._shake_hands(task, messages, writer)
-            await self._answer_messages(task, messages, reader, writer)
+            messages, connection = ZmtpReader(reader, self._limits), self._open_connection()
+            async with asyncio.timeout(self._limits.handshake_seconds) as opening:
+                await self._shake_hands(task, connection, messages, writer)
+                await self._answer_messages(task, connection, messages, reader, writer, opening)
         except (ZmtpError, TimeoutError, ConnectionError, asyncio.IncompleteReadError) as error:
             log.debug("a ZeroMQ connection ends: %s", error)
         except asyncio.CancelledError:  # by `run`, or to make room
@@ -83,30 +96,49 @@ class ZmqServer:
             self._service.metrics.connections.set(len(self._open))
             await self._close(writer)
 
-    async def _shake_hands(self, task: asyncio.Task[None], messages: ZmtpReader, writer: asyncio.StreamWriter) -> None:
+    async def _shake_hands(
+        self,
+        task: asyncio.Task[None],
+        connection: ZmqConnection,
+        messages: ZmtpReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         writer.write(GREETING)
         await messages.read_greeting()
-        if len(self._open) >= self._limits.connections:  # before READY, after which libzmq sends and loses its request
-            raise ZmtpError(f"the server has its {self._limits.connections} connections")
+        self._check_room()  # before READY, after which libzmq sends and loses its request
+        if connection.is_authorized:
+            self._take_place(task)
+        writer.write(write_ready())
+        await messages.read_ready()
+
+    def _take_place(self, task: asyncio.Task[None]) -> None:
+        """Count a connection among those that are open. Raises ZmtpError if there are too many."""
+        self._check_room()
         self._opening.remove(task)
         self._open[task] = False
         self._service.metrics.connections.set(len(self._open))
-        writer.write(write_ready())
-        await messages.read_ready()
+
+    def _check_room(self) -> None:
+        if len(self._open) >= self._limits.connections:
+            raise ZmtpError(f"the server has its {self._limits.connections} connections")
 
     async def _answer_messages(
         self,
         task: asyncio.Task[None],
+        connection: ZmqConnection,
         messages: ZmtpReader,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        opening: asyncio.Timeout,
     ) -> None:
-        connection = self._open_connection()
+        """Answer one message after the other. `opening` ends the connection unless it is authorized in time."""
         requests, pings = Rate(self._limits.requests_per_second), Rate(self._limits.pings_per_second)
         while not self._stop.is_set():
+            if task in self._open:
+                opening.reschedule(None)
             async with asyncio.timeout(self._limits.idle_seconds):
                 first = await reader.readexactly(1)
-            self._open[task] = True
+            self._note(task, busy=True)
             async with asyncio.timeout(self._limits.message_seconds):
                 message = await messages.read_message(first)
             if isinstance(message, bytes):
@@ -125,7 +157,14 @@ class ZmqServer:
                     record.finish(reply.error)
                 if reply.close is not None:
                     return
-            self._open[task] = False
+                if task not in self._open and connection.is_authorized:
+                    self._take_place(task)
+            self._note(task, busy=False)
+
+    def _note(self, task: asyncio.Task[None], busy: bool) -> None:
+        """Note whether a request of a connection is in progress, if it has a place."""
+        if task in self._open:
+            self._open[task] = busy
 
     async def _send(self, writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
         writer.writelines(pieces)
