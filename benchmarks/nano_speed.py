@@ -111,7 +111,7 @@ def main() -> None:
         command = [sys.executable, __file__, str(options.dataset), "--recipe", options.recipe]
         command += ["--steps", str(options.steps), "--measure", stem, precision]
         out = subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True, text=True
+            command, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True, text=True, encoding="utf-8"
         ).stdout
         found[case].append(json.loads(out.splitlines()[-1]))
     print("| version | stem | precision of training | step | act | backbone | act / backbone |")

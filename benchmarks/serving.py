@@ -59,7 +59,7 @@ def serving(checkpoint: Path, device: str, *options: str) -> Iterator[tuple[str,
     """Run a server in a process of its own. Yield its address and the process."""
     command = [sys.executable, "-m", "anyvla.cli.main", "serve", str(checkpoint), "--port", "0", "--execute", "1"]
     command += ["--device", device, "--limits.requests_per_second", "100000", *options]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     try:
         assert server.stderr is not None
         line = server.stderr.readline()

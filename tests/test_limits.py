@@ -34,6 +34,7 @@ NEEDED: Mapping[str, Any] = {  # values of fields that have no default
     "RemoteConfig": {"path": "here", "trust_remote_code": True},
     "FlamingoBackbone.Config": {"path": "here"},
     "Source": {"path": "here"},
+    "ProprioKey": {"key": "states", "rotation": "quaternion_xyzw"},
     "ValidationConfig": {"fraction": 0.1},
     "ColumnGroup": {"key": "action", "group": {"name": "position", "size": 3}},
     "OxeEntry": {"robot": "arm", "cameras": {}, "action": [], "instruction": []},

@@ -6,6 +6,7 @@ import pytest
 
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.training import loop
+from anyvla.training.warm_start.start import Start
 from tests.small import embodiment, episode, mixture, model, recipe
 
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
     ],
 )
 def test_bad_data_is_refused_before_a_model_is_built(folder, tmp_path, monkeypatch, structure, message):
-    monkeypatch.setattr(loop, "VLA", None)
+    monkeypatch.setattr(Start, "build_policy", None)
     with pytest.raises(ValueError, match=message):
         loop.train(recipe(structure, {"steps": 1}), mixture(folder), tmp_path)
     assert not list(tmp_path.iterdir())

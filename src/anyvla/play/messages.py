@@ -81,7 +81,7 @@ def _is_fraction(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1
 
 
-def write_text(kind: str, **keys: Any) -> str:
+def write_message(kind: str, **keys: Any) -> str:
     """Return a text message."""
     return json.dumps({"is": kind, **keys})
 

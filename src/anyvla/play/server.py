@@ -20,7 +20,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Response
 
 import anyvla.report
-from anyvla.play.messages import LONGEST, CommandError, read_command, write_text
+from anyvla.play.messages import LONGEST, CommandError, read_command, write_message
 from anyvla.play.outbox import Outbox
 from anyvla.play.visit_pool import VisitPool
 
@@ -104,17 +104,17 @@ class PageServer:
         except Exception as error:
             log.exception("a visit failed")
             with contextlib.suppress(ConnectionClosed):
-                await connection.send(write_text("failed", text=str(error)[-400:]))
+                await connection.send(write_message("failed", text=str(error)[-400:]))
         finally:
             self._open -= 1
 
     async def _serve_visit(self, connection: ServerConnection) -> None:
         while not self._pool.is_ready:
-            await connection.send(write_text("starting"))
+            await connection.send(write_message("starting"))
             await asyncio.sleep(0.1)
             if connection.close_code is not None or self._stopping.is_set():
                 return
-        await connection.send(write_text("hello", **self._pool.describe()))
+        await connection.send(write_message("hello", **self._pool.describe()))
         outbox = Outbox(asyncio.get_running_loop())
         visit, robots = await asyncio.to_thread(self._pool.open, outbox.post_text, outbox.post_picture)
         sending = asyncio.create_task(_send(connection, outbox))
@@ -123,7 +123,7 @@ class PageServer:
                 try:
                     visit.command(read_command(data))
                 except CommandError as error:
-                    await connection.send(write_text("error", text=str(error)))
+                    await connection.send(write_message("error", text=str(error)))
                 except queue.Full:
                     await connection.close(CloseCode.POLICY_VIOLATION, "too many commands")
         finally:

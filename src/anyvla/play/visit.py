@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from anyvla.play.messages import Command, write_text
+from anyvla.play.messages import Command, write_message
 from anyvla.play.player import Player, round_position
 from anyvla.play.policies import Policies
 from anyvla.play.scenes import find_task, horizon
@@ -97,7 +97,7 @@ class Visit:
         except Exception as error:  # of a simulator, of any kind
             self.failed = True
             log.exception("the simulator of a visit failed")
-            self._post_text(write_text("failed", text=" ".join(str(error).split())[-400:]))
+            self._post_text(write_message("failed", text=" ".join(str(error).split())[-400:]))
 
     def _wait_s(self) -> float | None:
         """Return how long to wait for a command before the robots go on."""
@@ -114,7 +114,7 @@ class Visit:
         try:
             self._handlers[command.do](command)
         except (ValueError, BenchmarkUnusable) as error:  # of an instruction, an unknown name, a seed without a start
-            self._post_text(write_text("error", text=str(error)))
+            self._post_text(write_message("error", text=str(error)))
 
     def _go_on(self) -> None:
         """Let the robots act, or begin once the policies are loaded."""
@@ -135,7 +135,7 @@ class Visit:
         except ValueError as error:  # an observation that the policy refuses
             self._mode = "idle"
             self._post_state()
-            self._post_text(write_text("error", text=str(error)))
+            self._post_text(write_message("error", text=str(error)))
             return
         self._acted.append(begin)
         self._due = max(self._due + self._period_s, begin - _LATE_S)
@@ -143,7 +143,7 @@ class Visit:
         self._gave_up = not ended and max(p.steps for p in self._players) >= horizon(self._facts.suite, self._task)
         for player in acting:
             if player.news is not None:
-                self._post_text(write_text("chunk", robot=player.number, **player.news))
+                self._post_text(write_message("chunk", robot=player.number, **player.news))
         self._show([p for p in acting if draw or p.outcome is not None])
         if ended or self._gave_up:
             self._mode = "idle"
@@ -164,7 +164,7 @@ class Visit:
     def _post_state(self) -> None:
         instructed = find_task(self._facts.suite, self._task.scene, self._instruction)
         self._post_text(
-            write_text(
+            write_message(
                 "state",
                 mode=self._mode,
                 scene=self._task.scene,
@@ -211,7 +211,7 @@ class Visit:
         if command.kind not in self._facts.disturbances:
             raise ValueError(f"there is no disturbance {command.kind!r}")
         done = [player.robot.disturb(command.kind, self._seed) for player in self._players]
-        self._post_text(write_text("disturbed", disturbance=command.kind, done=any(done)))
+        self._post_text(write_message("disturbed", disturbance=command.kind, done=any(done)))
         if self._mode != "acting":
             self._show(self._players)
         self._post_state()

@@ -42,7 +42,7 @@ class ProprioKey:
         if self.tool is not None and self.rotation is None:
             raise ValueError(f"{self.key}: tool needs the rotation that the client writes")
         if self.gripper is not None and self.gripper[0] == self.gripper[1]:
-            raise ValueError(f"{self.key}: open and closed are both {self.gripper[0]}")
+            raise ValueError(f"{self.key}: gripper: open and closed are both {self.gripper[0]}")
 
 
 def _read_keys(value: Any) -> Any:

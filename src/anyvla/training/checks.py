@@ -69,4 +69,5 @@ def train_in_float32(vla: VLA, precision: torch.dtype) -> None:
         )
     for module in vla.modules():
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            module.float()
+            for weight in module.parameters():
+                weight.data = weight.data.float()
