@@ -27,7 +27,9 @@ def test_a_client_that_knows_the_certificate_gets_its_action(
     trusts = ssl.create_default_context(cafile=str(files.certificate))
     headers = {"Authorization": "Bearer k3y"}
     url = f"wss://127.0.0.1:{server.port}"
-    with connect(url, compression=None, max_size=None, ssl=trusts, additional_headers=headers) as client:
+    with connect(
+        url, compression=None, max_size=None, ssl=trusts, additional_headers=headers, open_timeout=30
+    ) as client:
         assert ask(client, "observation", payload(seen(1)))["type"] == "action"
     with pytest.raises(ssl.SSLCertVerificationError):
         connect(url, additional_headers=headers)
