@@ -95,6 +95,7 @@ def test_keys_pause_step_and_start_anew(browser, cart):
 def test_the_ring_is_dragged_and_follows_the_object(browser, cart):
     browser.open(cart, 1280)
     browser.wait(READY)
+    browser.wait(f"{find('.wait')}.hidden && !{find('.ring')}.hidden")  # the first picture gives the frame its height
     where = f"(r => [r.x + r.width / 2, r.y + r.height / 2])({find('.ring')}.getBoundingClientRect())"
     at = browser.evaluate(where)
     size = browser.evaluate(f"{find('.picture')}.getBoundingClientRect().width")
