@@ -2,8 +2,8 @@
 
 websockets parses everything that has arrived at once: a quarter of a megabyte of pings takes half a second. Here bytes
 wait in the connection, and all connections share turns of a few milliseconds. Bytes inside one frame are cheap and are
-parsed all at once. A connection also ends if it pings too
-often, splits a message into too many frames, or never finishes a message.
+parsed all at once. A connection also ends if it pings too often, splits a message into too many frames, or never
+finishes a message.
 """
 
 from __future__ import annotations
