@@ -43,7 +43,7 @@ MINE = np.array([[0.1, -0.2, 0.3, 0.0, 0.0, np.pi / 2, -1.0], [0.0, 0.05, 0.0, 0
 )
 def test_own_actions_are_the_inverse_of_what_a_client_gets(keys: dict[str, Any]) -> None:
     translator = Translator(ClientMapping(**keys), ARM)
-    theirs = np.stack([translator.action(action) for action in MINE])
+    theirs = translator.their_actions(MINE)
     if keys:
         assert np.abs(theirs - MINE).max() > 0.01
     np.testing.assert_allclose(translator.own_actions(theirs), MINE, atol=1e-6)

@@ -131,7 +131,7 @@ def test_the_gripper_is_converted_from_the_robots_ends_to_the_clients(
     for command, expected in commands.items():
         action = np.array([command, 1, -2, 3] if first else [1, -2, 3, command], np.float32)
         kept = action.copy()
-        converted = translator.action(action)
+        converted = translator.their_actions(action)
         assert converted.tolist() == pytest.approx([expected, 1, -2, 3] if first else [1, -2, 3, expected])
         assert converted.dtype == np.float32
         assert (action == kept).all()
@@ -139,7 +139,7 @@ def test_the_gripper_is_converted_from_the_robots_ends_to_the_clients(
 
 def test_without_a_gripper_in_the_mapping_an_action_is_sent_as_it_is() -> None:
     action = np.array([0.5, -2, 3, -0.25], np.float32)
-    assert Translator(ClientMapping(), ARM).action(action).tolist() == [0.5, -2, 3, -0.25]
+    assert Translator(ClientMapping(), ARM).their_actions(action).tolist() == [0.5, -2, 3, -0.25]
 
 
 def test_impossible_conversions_and_infinite_actions_are_refused() -> None:
@@ -152,12 +152,12 @@ def test_impossible_conversions_and_infinite_actions_are_refused() -> None:
             Translator(ClientMapping(gripper=(1.0, 0.0)), lacking)
     for number in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="not finite; it is not sent"):
-            Translator(ClientMapping(), ARM).action(np.array([0, number, 0, 0], np.float32))
+            Translator(ClientMapping(), ARM).their_actions(np.array([0, number, 0, 0], np.float32))
 
 
 def test_several_grippers_have_the_clients_convention_each() -> None:
     left, right = ({**gripper(0, 1, 1), "name": name} for name in ("left", "right"))
-    converted = Translator(ClientMapping(gripper=(-1.0, 1.0)), robot(left, POSITION, right)).action(
+    converted = Translator(ClientMapping(gripper=(-1.0, 1.0)), robot(left, POSITION, right)).their_actions(
         np.array([1, 5, 6, 7, 0.25], np.float32)
     )
     assert converted.tolist() == [-1, 5, 6, 7, 0.5]
@@ -165,7 +165,7 @@ def test_several_grippers_have_the_clients_convention_each() -> None:
 
 def test_a_gripper_of_the_same_convention_keeps_its_bits() -> None:
     action = np.array([1, 2, 3, 0.123456789], np.float32)
-    same = Translator(ClientMapping(gripper=(-1.0, 1.0)), ARM).action(action)
+    same = Translator(ClientMapping(gripper=(-1.0, 1.0)), ARM).their_actions(action)
     assert (same == action).all()
 
 
@@ -246,12 +246,12 @@ def test_actions_are_converted_to_the_clients_units_and_rotations() -> None:
         ClientMapping(action_units={"position": "cm", "rotation": "deg"}), robot(position, turn, gripper(-1, 1, 1))
     )
     action = np.array([1, -0.5, 0, np.pi, 0, -np.pi / 2, 0.75], np.float32)
-    assert units.action(action).tolist() == pytest.approx([2, -1, 0, 180, 0, -90, 0.75])
-    turned = Translator(ClientMapping(action_rotation="axis_angle"), robot(position, turn)).action(
+    assert units.their_actions(action).tolist() == pytest.approx([2, -1, 0, 180, 0, -90, 0.75])
+    turned = Translator(ClientMapping(action_rotation="axis_angle"), robot(position, turn)).their_actions(
         np.array([1, 2, 3, 0, np.pi / 2, 0.0], np.float32)
     )
     assert turned.tolist() == pytest.approx([1, 2, 3, 0, np.pi / 2, 0], abs=1e-6)
-    both = Translator(ClientMapping(action_rotation="axis_angle"), robot(position, turn)).action(
+    both = Translator(ClientMapping(action_rotation="axis_angle"), robot(position, turn)).their_actions(
         np.array([0, 0, 0, np.pi / 2, np.pi / 2, 0.0], np.float32)
     )
     third = 2 * np.pi / 3 / np.sqrt(3)  # 120 degrees about the diagonal

@@ -154,7 +154,7 @@ def test_the_mapping_of_the_robots_name_fits_the_clients_of_a_protocol(case: str
     assert request.proprio.tolist() == pytest.approx(proprio, abs=1e-6)
     assert set(request.images) == set(embodiment.cameras)
     assert all(pixels.shape == (8, 6, 3) for pixels in request.observation().images.values())
-    assert translator.action(np.array(action, np.float32)).tolist() == pytest.approx(theirs, abs=1e-6)
+    assert translator.their_actions(np.array(action, np.float32)).tolist() == pytest.approx(theirs, abs=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)

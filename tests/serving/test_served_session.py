@@ -116,7 +116,7 @@ def test_a_chunk_that_the_client_cannot_take_changes_nothing(
         for step, observation in enumerate(observations):
             if step % stateful.config.execute == 0:
                 with monkeypatch.context() as patch:
-                    patch.setattr(server.service.translator, "action", refuse)
+                    patch.setattr(server.service.translator, "their_actions", refuse)
                     assert "not finite" in error(client, "observation", payload(observation))
             got.append(ask(client, "observation", payload(observation))["payload"])
     assert np.allclose(got, expected, atol=1e-5)

@@ -43,22 +43,22 @@ class ActionWriter:
         self._rotations = [] if rotation is None else self._find_rotations(rotation, units)
         self.parts = self._find_parts(names)  # the dims of each part that the client names
 
-    def convert(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:
-        """Return an action in the client's convention. Raises ValueError if it is not finite."""
-        theirs = np.array(action, np.float32)
+    def convert(self, actions: Float32[np.ndarray, "*b A"]) -> Float32[np.ndarray, "*b A"]:
+        """Return actions in the client's convention. Raises ValueError if one is not finite."""
+        theirs = np.array(actions, np.float32)
         if not np.isfinite(theirs).all():
             raise ValueError("the policy returned an action that is not finite; it is not sent")
         if self._factors is not None:
-            theirs = (action * self._factors).astype(np.float32)
+            theirs = (actions * self._factors).astype(np.float32)
         for group in self._rotations:
             assert self._rotation is not None
             where = self._slices[group.name]
-            rotation = canonicalize(read_rotations(group, action[where]))
-            theirs[where] = from_quaternions(rotation, self._rotation)
+            rotation = canonicalize(read_rotations(group, actions[..., where]))
+            theirs[..., where] = from_quaternions(rotation, self._rotation)
         for where, opened, closed in self._grippers:
             assert self._gripper is not None
-            share = (action[where] - closed) / (opened - closed)  # 1 open, 0 closed
-            theirs[where] = self._gripper[1] + share * (self._gripper[0] - self._gripper[1])
+            share = (actions[..., where] - closed) / (opened - closed)  # 1 open, 0 closed
+            theirs[..., where] = self._gripper[1] + share * (self._gripper[0] - self._gripper[1])
         return theirs
 
     def invert(self, theirs: Float32[np.ndarray, "K A"]) -> Float32[np.ndarray, "K A"]:

@@ -16,9 +16,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -153,18 +152,26 @@ class _Thread:
 
     async def call(self, run: Callable[[], T]) -> T:
         """Return the result of `run`, or raise its error. It does not run if the caller is canceled before."""
-        result: Future[T] = Future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def settle(give: Callable[[Any], None], outcome: Any) -> None:
+            if not answer.done():  # else the caller is gone
+                give(outcome)
 
         def work() -> None:
-            if not result.set_running_or_notify_cancel():
+            if answer.done():
                 return
+            give: Callable[[Any], None] = answer.set_result
             try:
-                result.set_result(run())
+                outcome: Any = run()
             except BaseException as error:
-                result.set_exception(error)
+                give, outcome = answer.set_exception, error
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(settle, give, outcome)
 
         self._calls.put(work)
-        return await asyncio.wrap_future(result)
+        return await answer
 
     def close(self, wait_s: float) -> bool:
         """Return whether the thread ended within `wait_s`."""

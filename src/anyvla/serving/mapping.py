@@ -136,12 +136,12 @@ class Translator:
             raise MissingKeyError("camera", f"image {quote(key)}", values, f"the policy reads its camera {camera!r}")
         return read_image(found, key, self._limits, self.mapping.layout)
 
-    def action(self, action: Float32[np.ndarray, "A"]) -> Float32[np.ndarray, "A"]:
-        """Return an action in the client's convention. Raises ValueError if it is not finite."""
-        return self._actions.convert(action)
+    def their_actions(self, own: Float32[np.ndarray, "*b A"]) -> Float32[np.ndarray, "*b A"]:
+        """Return actions of the robot in the client's convention. Raises ValueError if one is not finite."""
+        return self._actions.convert(own)
 
     def own_actions(self, theirs: Float32[np.ndarray, "K A"]) -> Float32[np.ndarray, "K A"]:
-        """Return actions of a client as the robot writes them, the inverse of `action`. Raises ValueError."""
+        """Return actions of a client as the robot writes them, the inverse of `their_actions`. Raises ValueError."""
         return self._actions.invert(theirs)
 
     @property

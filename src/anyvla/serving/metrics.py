@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,9 +30,10 @@ class Metrics:
         self._latency = Histogram(
             "anyvla_request_seconds", "From a whole message to its answer", registry=registry, buckets=_SECONDS
         )
-        self._stages = Histogram(
+        stages = Histogram(
             "anyvla_stage_seconds", "Stages of predictions", ["stage"], registry=registry, buckets=_SECONDS
         )
+        self._stages = {name: stages.labels(name) for name in get_args(Stage)}
         self._batches = Histogram("anyvla_batch_size", "Requests per batch", registry=registry, buckets=_SIZES)
         self.connections = Gauge("anyvla_connections", "Open connections", registry=registry)
         self.sessions = Gauge("anyvla_sessions", "Sessions that clients named", registry=registry)
@@ -47,7 +48,7 @@ class Metrics:
 
     def add_stage(self, name: Stage, seconds: float) -> None:
         """Add the duration of a stage of one request."""
-        self._stages.labels(name).observe(seconds)
+        self._stages[name].observe(seconds)
 
     def add_request(self, outcome: Outcome, seconds: float) -> None:
         """Count a request."""

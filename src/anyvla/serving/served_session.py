@@ -111,7 +111,7 @@ class ServedSession:
         else:
             session = await self._batcher.start(request.instruction, number, self._translator.robot.name)
         chunk = await self._batcher.act(await self._decode(request), session, begin)
-        actions = np.stack([self._translator.action(action) for action in chunk.actions])
+        actions = self._translator.their_actions(chunk.actions)
         return Prediction(actions, session, request.instruction, number, resets)
 
     def _continues(self, request: Request) -> bool:

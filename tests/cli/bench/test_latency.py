@@ -90,7 +90,7 @@ def test_a_slow_part_is_found(
     assert found.served.p50 > 1000 * PAUSE_S
 
 
-@pytest.mark.parametrize(("method", "stage"), [("request", "decode"), ("action", "encode")])
+@pytest.mark.parametrize(("method", "stage"), [("request", "decode"), ("their_actions", "encode")])
 def test_slow_messages_are_found(
     monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None], method: str, stage: str
 ) -> None:

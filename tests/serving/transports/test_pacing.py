@@ -31,9 +31,13 @@ def slices(whole: bytes, pieces: list[int]) -> list[bytes]:
     """Return what is parsed at once if the bytes arrive in pieces of these sizes, repeatedly."""
     counter, waiting, parsed, at, turn = FrameCounter(), bytearray(), [], 0, 0
     while at < len(whole):
-        waiting += whole[at : at + pieces[turn % len(pieces)]]
-        at += pieces[turn % len(pieces)]
+        piece = whole[at : at + pieces[turn % len(pieces)]]
+        at += len(piece)
         turn += 1
+        if not waiting and counter.pass_over(piece):
+            parsed.append(piece)
+            continue
+        waiting += piece
         while waiting and (size := counter.take(waiting)):
             parsed.append(bytes(waiting[:size]))
             del waiting[:size]
@@ -68,6 +72,21 @@ def test_no_slice_begins_frames_beyond_4096_bytes(sizes: list[int], pieces: list
     for part in parsed:
         assert not any(begin in begins for begin in range(at + 4096, at + len(part)))
         at += len(part)
+
+
+def test_bytes_of_one_frame_need_no_turn_and_those_of_two_do() -> None:
+    counter = FrameCounter()
+    request = bytearray(REQUEST)
+    assert not counter.pass_over(REQUEST)
+    assert counter.take(request) == len(REQUEST)
+    large = frame(b"x" * 1000)
+    assert counter.pass_over(large[:3]) is False  # its size is not known yet
+    assert counter.pass_over(large[:100])
+    assert counter.pass_over(large[100:500])
+    assert not counter.pass_over(large[500:] + frame(b"", 9))
+    assert counter.pass_over(large[500:])
+    assert counter.pass_over(frame(b"", 9))
+    assert not counter.pass_over(frame(b"", 9) * 2)
 
 
 @pytest.mark.parametrize("pieces", [[1], [2], [3], [7], [len(REQUEST) - 1], [len(REQUEST) + 1]])

@@ -64,7 +64,7 @@ class ChunkPath:
 
     def encode(self, chunk: Chunk) -> bytes:
         """Return the message with a chunk."""
-        return write_map({"actions": np.stack([self.translator.action(action) for action in chunk.actions])})
+        return write_map({"actions": self.translator.their_actions(chunk.actions)})
 
     async def serve(self) -> None:
         """Let the server's code answer all messages at once. Raises RuntimeError if it refuses one."""

@@ -163,8 +163,6 @@ def _opened(
 
 def _converter(translator: Translator | None) -> Any:
     """Return the function that converts actions (..., A) to the client's convention."""
-    import numpy as np
-
     if translator is None:  # the user's client returns actions of the data's robot
         return lambda actions: actions
-    return lambda actions: np.apply_along_axis(translator.action, -1, actions)
+    return translator.their_actions

@@ -2,8 +2,8 @@
 
 websockets parses everything that has arrived at once: a quarter of a megabyte of pings takes half a second. Here bytes
 wait in the connection, and all connections share turns of a few milliseconds. Bytes inside one frame are cheap and are
-parsed all at once. A connection also ends if it pings too often, splits a message into too many frames, or never
-finishes a message.
+parsed all at once, without a turn if no others wait. A connection also ends if it pings too often, splits a message
+into too many frames, or never finishes a message.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ class FrameCounter:
         self._tail: bytes | None = b""  # the last bytes of an HTTP request that has not ended; None: frames follow
         self._left = 0  # bytes of the current frame
 
+    def pass_over(self, data: bytes) -> bool:
+        """Return whether the next bytes are all of one frame, and if so follow them."""
+        size = self._left if self._left or self._tail is not None else measure_frame(data, 0) or 0
+        if size < len(data):
+            return False
+        self._left = size - len(data)
+        return True
+
     def take(self, data: bytearray) -> int:
         """Return how many of the next bytes to parse at once; 0 if more must arrive first."""
         if self._tail is not None:
@@ -93,7 +101,7 @@ class FrameCounter:
         return size
 
 
-def measure_frame(data: bytearray, at: int) -> int | None:
+def measure_frame(data: bytes | bytearray, at: int) -> int | None:
     """Return the size of the frame that begins at a position, None if its header is not whole."""
     if len(data) < at + 2:
         return None
@@ -136,6 +144,9 @@ class PacedConnection(ServerConnection):
         self._made(self)
 
     def data_received(self, data: bytes) -> None:
+        if not self._buffer and not self._full and self._frames.pass_over(data):
+            self._parse(data)
+            return
         self._buffer += data
         self._read_or_pause()
         self._turns.add(self)
@@ -165,12 +176,22 @@ class PacedConnection(ServerConnection):
         """Parse a slice of the buffered bytes. Return whether there is more to do."""
         if not self._buffer or self._full:
             return False
-        before, size = self._completed, self._frames.take(self._buffer)
+        size = self._frames.take(self._buffer)
         if self._ended and not size:
             size = len(self._buffer)
-        if size:
-            part = bytes(memoryview(self._buffer)[:size])
-            del self._buffer[:size]
+        part = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        self._parse(part)
+        if self._ended and not self._buffer:
+            super().eof_received()
+            self.transport.close()
+        self._read_or_pause()
+        return bool(self._buffer) and not self._full and size > 0
+
+    def _parse(self, part: bytes) -> None:
+        """Parse bytes, and start or stop the timers."""
+        before = self._completed
+        if part:
             super().data_received(part)
         if self._completed > before:
             if self._timer is not None:
@@ -182,11 +203,6 @@ class PacedConnection(ServerConnection):
             self._timer = self.loop.call_later(seconds, self._refuse, reason)
         if self.state is State.CLOSING:
             self._close_soon()
-        if self._ended and not self._buffer:
-            super().eof_received()
-            self.transport.close()
-        self._read_or_pause()
-        return bool(self._buffer) and not self._full and size > 0
 
     @property
     def receiving(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import http
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
@@ -22,6 +21,7 @@ from anyvla.serving.transports.base import Connection, Reply
 from anyvla.serving.transports.pacing import PacedConnection, Turns
 from anyvla.serving.transports.rate import Rate
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _ACCEPT = 16  # new connections in one turn of the event loop; the kernel queues the others
 _STOPS = "the server stops"
@@ -209,17 +209,32 @@ class WebsocketServer:
         return sum(self._open.values())
 
 
-async def _unless(gone: asyncio.Task[None], work: Any) -> Any:
-    """Return the result of `work`. Cancel it and return None when the client is gone."""
-    task = asyncio.ensure_future(work)
+async def _unless(gone: asyncio.Task[None], work: Coroutine[Any, Any, T]) -> T | None:
+    """Return the result of `work`. Return None if it is canceled, which it is when the client is gone.
+
+    It runs in the current task, because a task of its own would cost each request two turns of the event loop.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    working, canceled = True, False
+
+    def cancel(_: asyncio.Task[None]) -> None:
+        nonlocal canceled
+        if working:
+            canceled = task.cancel()
+
+    gone.add_done_callback(cancel)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await work
+    except asyncio.CancelledError:
+        if task.cancelling() > canceled:  # somebody else cancels the connection
+            raise
+        return None
     finally:
-        if not task.done():
-            task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        return await task
-    return None
+        working = False
+        gone.remove_done_callback(cancel)
+        if canceled:
+            task.uncancel()
 
 
 def _quiet() -> logging.Logger:
