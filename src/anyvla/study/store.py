@@ -66,7 +66,7 @@ def read_store(path: Path) -> list[CellLine]:
         for number, line in read_json_lines(path):
             if line.get("version") != VERSION:
                 raise ConfigError(
-                    f"{path}, line {number}: a store of version {line.get('version')}, and this anyvla reads {VERSION}: "
+                    f"{path}, line {number}: a store of version {line.get('version')}, this anyvla reads {VERSION}: "
                     "run the study into another folder, or install the version that wrote it"
                 )
             cell = adapter.validate_json(json.dumps(line))
