@@ -138,7 +138,7 @@ def test_a_session_is_warned_of_each_dim_once(caplog: pytest.LogCaptureFixture) 
             caplog.clear()
             of.check_plausible([given], [asked], "warn")
             assert len(caplog.records) == warnings
-    assert (one.warned, other.warned) == ({0, 1}, {1})
+    assert (one.warned, other.warned) == ({("proprio", 0), ("proprio", 1)}, {("proprio", 1)})
 
 
 def test_messages_name_the_dims_as_the_data_does() -> None:
@@ -154,10 +154,27 @@ def test_messages_name_the_dims_as_the_data_does() -> None:
 def test_committed_actions_are_placed_by_the_dims_of_their_robot() -> None:
     """The layout has the dims hand, hand, gripper; the claw's own order is gripper, hand, hand."""
     arm, claw = np.array([[1, 2], [3, 4]], np.float32), np.array([[5, 6, 7]], np.float32)
-    actions, mask = make_observer().read_committed([claw, None, arm], [1, 0, 0], 3)
+    sessions = [make_session(robot) for robot in (1, 0, 0)]
+    actions, mask = make_observer().read_committed([claw, None, arm], sessions, 3, "error")
     assert actions.tolist() == [
         [[6, 7, 5], [0, 0, 0], [0, 0, 0]],
         [[0, 0, 0], [0, 0, 0], [0, 0, 0]],
         [[1, 2, 0], [3, 4, 0], [0, 0, 0]],
     ]
     assert mask.tolist() == [[True, False, False], [False] * 3, [True, True, False]]
+
+
+def test_a_session_is_warned_of_each_dim_of_committed_actions_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning of a dim of proprio is none of the same dim of the action."""
+    of, session = make_observer(), make_session(0)
+    of.check_plausible([observe({}, [0, 30])], [session], "warn")
+    far = np.array([[0, 0], [0, 1e6], [0, 1e6]], np.float32)
+    with pytest.raises(ValueError, match=r"0: a committed action of .* dim 1 is 1e\+06 .*implausible: warn"):
+        of.read_committed([far], [session], 3, "error")
+    with caplog.at_level(logging.WARNING, "anyvla.observing"):
+        for warnings in (1, 0):
+            caplog.clear()
+            actions, _ = of.read_committed([far], [session], 3, "warn")
+            assert len(caplog.records) == warnings
+    assert actions[0, 1].tolist() == [0, 1e6, 0]
+    assert session.warned == {("proprio", 1), ("a committed action", 1)}

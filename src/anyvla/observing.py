@@ -21,7 +21,8 @@ from anyvla.types import Observation
 
 log = logging.getLogger(__name__)
 
-# How to treat proprio that is finite but far from the training data: it comes in other units, or of another robot.
+# How to treat proprio and committed actions that are finite but far from the training data: they come in other units,
+# or of another robot.
 Implausible = Literal["error", "warn"]
 FAR = 3.0  # scales of a dim beyond its recorded range, see `ProprioChecker`
 _OF_GROUP = 0.3  # fraction of the largest scale of a group that each of its dims has at least
@@ -48,6 +49,24 @@ class VectorChecker:
         """Return which dims are far outside of the training data."""
         x = vector.astype(np.float64)
         return (x < self.low - self._margin) | (x > self.high + self._margin)
+
+    def check_plausible(
+        self, vector: Float32[np.ndarray, "P"], row: int, warned: set[tuple[str, int]], setting: Implausible
+    ) -> None:
+        """Raise ValueError for an implausible vector or, if the setting is "warn", log each dim once.
+
+        `warned`: the dims that a warning has named already, to which new ones are added.
+        """
+        far = self.find_implausible(vector)
+        if setting != "warn" and far.any():
+            raise ValueError(
+                f"observation {row}: {self.describe(vector, far)} If they are, let it act with "
+                "implausible: warn (a key of model:, an attribute of the VLA, --implausible of anyvla eval, serve)"
+            )
+        far[[dim for what, dim in warned if what == self.what]] = False
+        if far.any():
+            log.warning("observation %d: %s", row, self.describe(vector, far))
+            warned |= {(self.what, dim) for dim in np.flatnonzero(far).tolist()}
 
     def describe(self, vector: Float32[np.ndarray, "P"], dims: Bool[np.ndarray, "P"]) -> str:
         """Return the sentence about these implausible dims."""
@@ -102,7 +121,7 @@ class ActionChecker(VectorChecker):
         super().__init__(robot.embodiment.name, robot.embodiment.action, robot.statistics.action)
 
     def read(self, given: Any, row: int, chunk: int) -> Float32[np.ndarray, "K A"]:
-        """Return the actions as float32. Raises ValueError for a wrong form, and numbers not finite or implausible."""
+        """Return the actions as float32. Raises ValueError for a wrong form, and numbers not finite."""
         where = f"observation {row}: the committed actions"
         if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
             got = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
@@ -119,9 +138,6 @@ class ActionChecker(VectorChecker):
             wrong = ~np.isfinite(action)
             if wrong.any():
                 raise ValueError(f"{where} of robot {self.robot!r} are not finite: {self._name_dims(action, wrong)}")
-            far = self.find_implausible(action)
-            if far.any():
-                raise ValueError(f"observation {row}: {self.describe(action, far)}")
         return actions
 
 
@@ -143,18 +159,22 @@ class Observer:
         return proprio
 
     def read_committed(
-        self, committed: Sequence[Any], robots: Sequence[int], chunk: int
+        self, committed: Sequence[Any], sessions: Sequence[Session], chunk: int, setting: Implausible
     ) -> tuple[Float32[np.ndarray, "B N A"], Bool[np.ndarray, "B N"]]:
         """Return the actions that rows have committed to, and which of a chunk's these are. None: a row has none.
 
-        Raises ValueError, see `ActionChecker.read`.
+        Raises ValueError, see `ActionChecker.read` and `VectorChecker.check_plausible`.
         """
-        actions = np.zeros((len(robots), chunk, self._whole.action.size), np.float32)
-        mask = np.zeros((len(robots), chunk), bool)
-        for row, (given, robot) in enumerate(zip(committed, robots, strict=True)):
+        actions = np.zeros((len(sessions), chunk, self._whole.action.size), np.float32)
+        mask = np.zeros((len(sessions), chunk), bool)
+        for row, (given, session) in enumerate(zip(committed, sessions, strict=True)):
             if given is not None:
-                own = self._actions[robot].read(given, row, chunk)
-                actions[row, : len(own), self._indices[robot].action] = own.T  # (Ar, K): an index moves its axis first
+                checker = self._actions[session.robot]
+                own = checker.read(given, row, chunk)
+                for action in own:
+                    checker.check_plausible(action, row, session.warned, setting)
+                dims = self._indices[session.robot].action
+                actions[row, : len(own), dims] = own.T  # (Ar, K): an index moves its axis first
                 mask[row, : len(own)] = True
         return actions, mask
 
@@ -163,17 +183,7 @@ class Observer:
     ) -> None:
         """Raise ValueError for implausible proprio or, if the setting is "warn", log each dim once per session."""
         for row, (observation, session) in enumerate(zip(observations, sessions, strict=True)):
-            robot = self.robots[session.robot]
-            far = robot.find_implausible(observation.proprio)
-            if setting != "warn" and far.any():
-                raise ValueError(
-                    f"observation {row}: {robot.describe(observation.proprio, far)} If they are, let it act with "
-                    "implausible: warn (a key of model:, an attribute of the VLA, --implausible of anyvla eval, serve)"
-                )
-            far[list(session.warned)] = False
-            if far.any():
-                log.warning("observation %d: %s", row, robot.describe(observation.proprio, far))
-                session.warned |= set(np.flatnonzero(far).tolist())
+            self.robots[session.robot].check_plausible(observation.proprio, row, session.warned, setting)
 
     def read_images(self, observations: Sequence[Observation], robots: Sequence[int]) -> UInt8[np.ndarray, "B V H W 3"]:
         """Return the images of each observation. Raises ValueError for images of another form or size."""

@@ -226,7 +226,7 @@ class VLA(nn.Module):
         vectors = torch.from_numpy(self.observer.read_proprio(observations, chosen)).to(self.device)
         if self.config.proprio != "none":
             self.observer.check_plausible(observations, sessions, self.implausible)
-        begin = self._read_committed(committed, chosen)
+        begin = self._read_committed(committed, sessions)
         read = self._read_step(images, vectors, sessions)
         if begin is None:
             chunks = self._sample(read, sessions)
@@ -247,13 +247,13 @@ class VLA(nn.Module):
         names, rows = self.layout.names, actions.cpu().numpy()
         return [Chunk(a[:, self.layout.robots[names[i]].action]) for a, i in zip(rows, chosen, strict=True)]
 
-    def _read_committed(self, committed: Sequence[Any] | None, robots: Sequence[int]) -> Committed | None:
+    def _read_committed(self, committed: Sequence[Any] | None, sessions: Sequence[Session]) -> Committed | None:
         """Return the committed actions in robot units, None if no session has any."""
         if committed is None or all(of is None for of in committed):
             return None
-        if len(committed) != len(robots):
-            raise ValueError(f"committed actions, or None, for each session: got {len(committed)} and {len(robots)}")
-        actions, mask = self.observer.read_committed(committed, robots, self.config.chunk)
+        if len(committed) != len(sessions):
+            raise ValueError(f"committed actions, or None, for each session: got {len(committed)} and {len(sessions)}")
+        actions, mask = self.observer.read_committed(committed, sessions, self.config.chunk, self.implausible)
         return Committed(torch.from_numpy(actions).to(self.device), torch.from_numpy(mask).to(self.device))
 
     @torch.no_grad()  # not inference_mode: what the modules keep of a prediction may be used in training

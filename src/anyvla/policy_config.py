@@ -41,7 +41,7 @@ class VLAConfig:
     proprio: Literal["fuser", "token", "none"] = "fuser"  # where proprio enters: the fuser, or the backbone as a token
     normalization: NormalizationConfig = NormalizationConfig()
     view: ViewConfig = ViewConfig()
-    implausible: Implausible = "error"  # when proprio is far outside of the training data: error or warn
+    implausible: Implausible = "error"  # proprio or committed actions far from the training data: error or warn
 
     def __post_init__(self) -> None:
         if self.execute > self.chunk:

@@ -31,7 +31,7 @@ class Session:
     history_state: HistoryState
     proprio: deque[Tensor]  # normalized, of at most a window of steps
     past: Float[Tensor, "K D"] | None  # embeddings of its last chunk, zeros at first; None: steps do not see it
-    warned: set[int] = field(default_factory=set)  # dims of proprio that a warning has named
+    warned: set[tuple[str, int]] = field(default_factory=set)  # the kind and dim of values that a warning has named
 
     def take(self, other: Session) -> None:
         """Take over the state of `other`, which must not be used afterwards."""

@@ -134,6 +134,10 @@ def test_a_port_that_is_taken_while_the_policy_loads(
         (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "cannot read no.pem of --tls-cert and --tls-key"),
         (["--status-port", "70000"], "--status-port 70000: ports are 0 to 65535"),
         (["--mapping", "no.yaml"], "no.yaml is missing"),
+        (["--no-auth"], "--no-auth lets other machines use the server, and they can't reach it"),
+        (["--protocol", "opentau", "--execute", "2"], "--execute has no effect with --protocol opentau"),
+        (["--protocol", "anyvla", "--instruction", "go"], "--instruction has no effect with --protocol anyvla"),
+        (["--protocol", "anyvla", "--mapping", "plain"], "--mapping has no effect with --protocol anyvla"),
     ],
 )
 def test_invalid_options(

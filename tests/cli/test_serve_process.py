@@ -114,3 +114,21 @@ def test_requests_in_progress_are_answered_after_a_signal(checkpoint: Path) -> N
         assert server.wait(20) == 0
         assert server.stdout is not None
         assert server.stdout.read() == ""
+
+
+def test_a_signal_ends_the_command_while_a_library_loads() -> None:
+    """No handler in Python runs before a call of C code returns."""
+    script = (
+        "import anyvla.serving.protocols.registry as registry\n"
+        "from anyvla.cli.main import main\n"
+        "registry.load_protocol = lambda name: (print('loads', flush=True), sum(range(10**12)))\n"
+        "main(['serve', 'a-run'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as command:
+        try:
+            assert command.stdout is not None
+            assert command.stdout.readline() == b"loads\n"
+            command.send_signal(signal.SIGTERM)
+            assert command.wait(20) == -signal.SIGTERM
+        finally:
+            command.kill()

@@ -50,10 +50,14 @@ class Running:
         mapping: ClientMapping = MAPPING,
         tls: TlsFiles | None = None,
         robot: Embodiment = ROBOT,
+        ready: bool = True,
     ) -> None:
+        """`ready`: whether its state is that after a warm-up, which it does not run."""
         self.limits = limits or ServerLimits()
         translator = Translator(mapping, robot, self.limits, reads_proprio=vla.config.proprio != "none")
         self.service = PolicyService(vla, translator, execute, self.limits)
+        if ready:
+            self.service.status.set_ready()
         self.server = protocol(self.service).make_server(key, tls)
         self._sockets = bind("127.0.0.1", 0)
         self.port: int = self._sockets[0].getsockname()[1]

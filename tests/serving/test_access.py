@@ -19,6 +19,9 @@ def basic(user: str, password: str) -> str:
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1"])
 def test_this_machine_needs_no_key(address: str) -> None:
     check_exposure([address], None, no_auth=False)
+    with pytest.raises(ConfigError, match="they can't reach it: give --host"):
+        check_exposure([address], None, no_auth=True)
+    check_exposure([address, "0.0.0.0"], None, no_auth=True)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.2", "10.0.0.1", "fe80::1%eth0", "::ffff:10.0.0.1"])

@@ -13,6 +13,7 @@ def test_the_defaults_are_as_documented() -> None:
         "entries": 256,
         "items": 4096,
         "text_bytes": 65_536,
+        "batch_rows": 32,
         "instruction_characters": 1000,
         "cameras": 16,
         "image_bytes": 16_777_216,

@@ -7,8 +7,10 @@ from anyvla.serving.status import Status
 
 
 def codes(status: Status) -> tuple[int, int]:
-    """Return the codes of /healthz and /readyz."""
-    pages = [status.find(path, authorized=False) for path in ("/healthz", "/readyz?verbose")]
+    """Return the codes of /healthz and /readyz. That of vla-eval's readiness probe is the second."""
+    pages = [status.find(path, authorized=False) for path in ("/healthz", "/readyz?verbose", "/health")]
+    assert pages[1] == pages[2]
+    del pages[2]
     return tuple(page.status for page in pages)  # type: ignore[union-attr, return-value]
 
 

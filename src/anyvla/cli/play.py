@@ -57,6 +57,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--visits {options.visits}: one page at least must be able to open")
     sockets = bind(options.host, options.port)
     exposed = [s for s in sockets if not ipaddress.ip_address(s.getsockname()[0].partition("%")[0]).is_loopback]
+    if options.no_auth and not exposed:
+        raise ConfigError(
+            "--no-auth lets other machines open the page, and they can't reach it: give --host 0.0.0.0, too, or leave "
+            "--no-auth away"
+        )
     if exposed and not options.no_auth:
         raise ConfigError(
             f"other machines could move the robot at {exposed[0].getsockname()[0]}: allow everyone with --no-auth, or "

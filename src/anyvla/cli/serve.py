@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyvla.cli.acting_robot import choose_acting_robot
 from anyvla.cli.common import console
 from anyvla.cli.recipe_help import KeyParser
+from anyvla.cli.stopping import stoppable_in_libraries
 from anyvla.config import ConfigError, build, override, read_options
 
 if TYPE_CHECKING:
@@ -59,7 +61,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--robot", help="the robot to serve, if the policy has several")
     parser.add_argument("--execute", type=int, help="actions of a chunk to execute (default: as trained)")
     parser.add_argument(
-        "--implausible", choices=["error", "warn"], help="if proprio is far from training data (default: as trained)"
+        "--implausible",
+        choices=["error", "warn"],
+        help="if proprio or committed actions are far from the data (default: as trained)",
     )
     parser.add_argument("--device", default="auto", help="device of the policy: cpu, cuda or auto (default)")
     parser.add_keys("anyvla.serving.limits:ServerLimits", "limits", heading="Limits")
@@ -67,7 +71,11 @@ def main(argv: list[str]) -> int:
     from anyvla.serving.protocols.registry import find_protocol, load_protocol
 
     name = find_protocol(options.protocol)
-    protocol = load_protocol(name)  # first, as it may need a package that is not installed
+    with stoppable_in_libraries():  # it imports PyTorch
+        protocol = load_protocol(name)  # first, as it may need a package that is not installed
+    for option, reason in protocol.unused_options.items():
+        if getattr(options, option) is not None:
+            raise ConfigError(f"--{option} has no effect with --protocol {name}: {reason}")
     from anyvla.serving.access import check_exposure, read_key
     from anyvla.serving.listening import bind, check_open_files
     from anyvla.serving.policy_service import PolicyService
@@ -122,16 +130,11 @@ def _load(
     compute_alone()  # the policy computes in a thread of its own
     vla = VLA.load(checkpoint_of(options.run), pick_device(options.device))
     vla.implausible = options.implausible or vla.implausible
-    robots = {r.embodiment.name: r.embodiment for r in vla.robots}
-    name = options.robot or next(iter(robots))
-    if name not in robots or (options.robot is None and len(robots) > 1):
-        raise ConfigError(f"which robot? --robot one of {', '.join(robots)}")
-    if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
-        raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
-    mapping = choose_mapping(options.mapping, robots[name], protocol_name, protocol.keys)
+    robot = choose_acting_robot(vla, options.robot, options.execute)
+    mapping = choose_mapping(options.mapping, robot, protocol_name, protocol.keys)
     if options.instruction is not None:
         mapping = dataclasses.replace(mapping, default_instruction=check_instruction(options.instruction))
-    return vla, Translator(mapping, robots[name], limits, reads_proprio=vla.config.proprio != "none")
+    return vla, Translator(mapping, robot, limits, reads_proprio=vla.config.proprio != "none")
 
 
 def _tls(options: argparse.Namespace, protocol: type[ServerProtocol], name: str) -> TlsFiles | None:

@@ -37,6 +37,17 @@ def stoppable(command: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def stoppable_in_libraries() -> Iterator[None]:
+    """Let a signal end the process inside of a library's long call, too.
+
+    A handler in Python waits for the call to return: under load, 10 s and more while the system loads PyTorch's shared
+    libraries. The process ends without a line and by the signal itself, so there must be nothing to clean up.
+    """
+    with _handling(signal.SIG_DFL):
+        yield
+
+
 _asked: threading.Event | None = None  # set by a signal; None outside of `graceful`
 
 
@@ -72,7 +83,7 @@ def graceful() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handling(handle: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return

@@ -45,10 +45,18 @@ def read_key(file: Path | None, environment: Mapping[str, str]) -> str | None:
 
 
 def check_exposure(addresses: Collection[str], key: str | None, no_auth: bool) -> None:
-    """Raise ConfigError for a server that other machines can reach without a key, unless `no_auth` asks for it."""
+    """Raise ConfigError for a server that other machines can reach without a key, unless `no_auth` asks for it.
+
+    An address that they can't reach contradicts `no_auth`.
+    """
     if no_auth and key is not None:
         raise ConfigError(f"--no-auth contradicts the API key of --api-key-file or {VARIABLE}: give one of them")
     exposed = [a for a in addresses if not ipaddress.ip_address(a.partition("%")[0]).is_loopback]
+    if no_auth and not exposed:
+        raise ConfigError(
+            "--no-auth lets other machines use the server, and they can't reach it: give --host 0.0.0.0, too, or leave "
+            "--no-auth away, as clients on this machine need no key"
+        )
     if exposed and key is None and not no_auth:
         raise ConfigError(
             f"other machines could use a server at {exposed[0]} without a key. Put a key into a file and give "

@@ -141,6 +141,14 @@ def read_scalar(value: Any) -> Any:
 
 def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
     """Return an array, a list of numbers or a number of a message, flat. Raises a ValueError that names it."""
+    return read_numbers(value, name, limits).ravel()
+
+
+def read_numbers(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
+    """Return an array, a list of numbers or a number of a message, which is a list of one, in its shape.
+
+    Raises a ValueError that names it.
+    """
     value = read_scalar(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = [value]
@@ -155,7 +163,7 @@ def read_vector(value: Any, name: str, limits: ServerLimits) -> np.ndarray:
         raise ValueError(f"{quote(name)} is of type {kind}; an array or a list of numbers is needed")
     if array.dtype.kind == "b":
         raise ValueError(f"{quote(name)} has booleans; numbers are needed")
-    return array.ravel()
+    return array
 
 
 def view_array(value: Mapping[str, Any], name: str, most: int) -> np.ndarray:

@@ -24,6 +24,7 @@ class ServerLimits:
     entries: Count = 256  # keys of one map
     items: Count = 4096  # values of one message, keys included
     text_bytes: Count = 65536  # one text, in UTF-8
+    batch_rows: Count = 32  # observations of one message: GR00T's batches, starVLA's examples; each is a session
 
     # One observation.
     instruction_characters: Count = 1000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from anyvla.serving.metrics import CONTENT_TYPE, Metrics
 
-_ALIVE = ("/healthz", "/health")  # vla-eval asks for the second
+_READINESS = ("/readyz", "/health")  # the second is vla-eval's, whose servers have loaded when they answer it
 _WARMS_UP, _READY = "it warms up", "ready"
 
 
@@ -26,6 +26,11 @@ class Status:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics, self._state = metrics, _WARMS_UP
 
+    @property
+    def hindrance(self) -> str | None:
+        """Why the server is not ready; None if it is."""
+        return None if self._state == _READY else f"not ready: {self._state}"
+
     def set_ready(self) -> None:
         """Say from now on that the server answers requests, unless it stops already."""
         if self._state == _WARMS_UP:
@@ -40,12 +45,12 @@ class Status:
     def find(self, path: str, *, authorized: bool) -> StatusPage | None:
         """Return the page of a path, None if there is none. Measurements need the API key, if there is one."""
         path = path.partition("?")[0]
-        if path in _ALIVE:
+        if path == "/healthz":
             return StatusPage(http.HTTPStatus.OK, "OK\n")
-        if path == "/readyz":
-            ready = self._state == _READY
-            code = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
-            return StatusPage(code, "OK\n" if ready else f"not ready: {self._state}\n")
+        if path in _READINESS:
+            if self.hindrance is None:
+                return StatusPage(http.HTTPStatus.OK, "OK\n")
+            return StatusPage(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{self.hindrance}\n")
         if path == "/metrics" and authorized:
             return StatusPage(http.HTTPStatus.OK, self._metrics.write().decode(), CONTENT_TYPE)
         return None

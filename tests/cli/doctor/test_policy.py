@@ -146,6 +146,11 @@ def test_two_faults_of_a_users_client_are_named(run: Path, capsys: Any, module: 
         (["--client", "my_robot"], "give module:function"),
         (["--client", "no_such_module:ask"], "no_such_module cannot be imported"),
         (["--dataset", "/nowhere"], "/nowhere"),
+        (["--api-key-file", "key"], "--api-key-file is the key of --server, and none is given"),
+        (["--api-key-file", "key", "--server", "x", "--client", "a:b"], "--api-key-file has no effect with --client"),
+        (["--mapping", "m", "--server", "x", "--client", "a:b"], "--mapping has no effect with both --client and"),
+        (["--protocol", "groot", "--server", "x", "--client", "a:b"], "--protocol has no effect with both --client"),
+        (["--mapping", "plain", "--protocol", "anyvla"], "--mapping has no effect with --protocol anyvla"),
     ],
 )
 def test_bad_options_get_one_clear_line(run: Path, capsys: Any, arguments: list[str], message: str) -> None:

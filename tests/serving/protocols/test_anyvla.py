@@ -17,6 +17,7 @@ import pytest
 
 from anyvla.config import ConfigError, build
 from anyvla.policy import VLA
+from anyvla.serving.arrays import write_array
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import ClientMapping, Translator
 from anyvla.serving.policy_service import PolicyService
@@ -210,6 +211,21 @@ def test_committed_actions_begin_the_chunk_and_are_not_executed_again(
         for faulty in ({"delay": 5}, {"committed": np.zeros((6, 4))}, {"committed": np.zeros((0, 4))}):
             with pytest.raises(ServerError, match=r"'(delay|committed)'"):
                 session.predict(seen(2), **faulty)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (8,), (2, 2, 2), (1, 2, 4), (4, 3), (0, 4), (6, 4), (4, 0)])
+def test_committed_actions_of_another_shape_are_refused(
+    serving: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    """A transposed or flat array may have a number of values that fits."""
+    monkeypatch.setattr("anyvla_sim.client.client.Session._write_committed", lambda session, array: write_array(array))
+    with Client(serving().url) as client:
+        session = client.start(OPEN)
+        with pytest.raises(ServerError) as raised:
+            session.predict(seen(0), committed=np.zeros(shape, np.float32))
+        needed = "(K, 4) is needed: 1 to 5 actions, each of position 3, gripper 1"
+        assert f"'committed' has the shape {shape}; {needed}" in str(raised.value)
+        session.predict(seen(0), committed=np.zeros((5, 4), np.float32))
 
 
 def test_a_key_is_needed_where_the_server_has_one(serving: Callable[..., Running]) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from anyvla.policy import VLA
+from anyvla.serving.limits import ServerLimits
 from anyvla.serving.mapping import ClientMapping
 from anyvla.serving.protocols.groot import GrootProtocol
+from anyvla.serving.protocols.groot_observation import split_rows
 from anyvla.types import Observation
 from tests import small
 from tests.serving.clients import Running, seen
@@ -211,7 +213,8 @@ def changed(part: str, key: str, change: Callable[[Any], Any]) -> dict[str, Any]
     ("observation", "message"),
     [
         (without("video"), "no 'video' in a map; it has state, language"),
-        (without("language"), "no 'language' in a map"),
+        (without("language"), "no 'instruction', it has video/corner"),
+        (batch(seen(1)) | {"language": "go"}, "no 'language' in a map"),
         (without("video", "wrist"), "no image 'wrist', it has video/corner, state/position, language/task"),
         (without("state", "position"), "no 'state/position', it has video/corner"),
         (without("language", "task"), "no 'instruction', it has video/corner"),
@@ -238,6 +241,16 @@ def test_observations_that_do_not_fit_are_explained(client: GrootClient, observa
     with pytest.raises(RuntimeError, match=message):
         client.get_action(observation)
     client.get_action(batch(seen(1)))
+
+
+def test_the_rows_of_a_batch_are_limited(serve: Callable[..., Running]) -> None:
+    """Each of them is a session, with a history in memory."""
+    with GrootClient(serve(limits=ServerLimits(batch_rows=2)).port) as client:
+        assert len(client.get_action(batch(seen(1), seen(2)))[0]["position"]) == 2
+        with pytest.raises(RuntimeError, match=r"the batch has 3 observations; at most 2 .*--limits.batch_rows"):
+            client.get_action(batch(seen(1), seen(2), seen(3)))
+    with pytest.raises(ValueError, match=r"has 33 observations; at most 32"):
+        split_rows(batch(*[seen(1)] * 33), ServerLimits().batch_rows)
 
 
 class Harm:

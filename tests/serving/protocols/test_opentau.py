@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("grpc")
 
@@ -27,74 +25,12 @@ from anyvla.serving.mapping import ClientMapping
 from anyvla.serving.protocols.opentau import OpenTauProtocol
 from anyvla.serving.protocols.opentau_schema import robot_inference_pb2 as schema
 from anyvla.serving.protocols.protobuf_fields import check_fields
-from anyvla.types import Observation
 from tests import small
 from tests.serving.certificate import make_certificate
 from tests.serving.clients import Running, seen
+from tests.serving.protocols.opentau_client import PLAIN, SERVICE, Client, fails, picture, read, request
 
-PLAIN = ClientMapping(**OpenTauProtocol.keys)
 HELD = np.array([[1.5, -0.5, 0.25, 1.0], [-1.25, 0.75, 1.0, -1.0]], np.float32)
-SERVICE = "/robot_inference.RobotPolicyService"
-
-
-class Client:
-    """A channel of its own, as OpenTau's client has it."""
-
-    def __init__(self, server: Running, *metadata: tuple[str, str], timeout: float = 20) -> None:
-        self.channel = grpc.insecure_channel(
-            f"127.0.0.1:{server.port}",
-            options=[("grpc.keepalive_time_ms", 10000), ("grpc.use_local_subchannel_pool", 1)],
-        )
-        self.metadata, self.timeout = metadata, timeout
-        self.get = self._method(self.channel.unary_unary, "GetActionChunk", schema.ActionChunkResponse)
-        self.health = self._method(self.channel.unary_unary, "HealthCheck", schema.HealthCheckResponse)
-        self.stream = self._method(self.channel.stream_stream, "StreamActionChunks", schema.ActionChunkResponse)
-
-    def _method(self, make: Any, name: str, reply: Any) -> Any:
-        def pack(message: Any) -> bytes:
-            return message if isinstance(message, bytes) else message.SerializeToString()  # type: ignore[no-any-return]
-
-        method = make(f"{SERVICE}/{name}", request_serializer=pack, response_deserializer=reply.FromString)
-        return lambda message: method(message, timeout=self.timeout, metadata=self.metadata)
-
-    def chunk(self, seed: int, **keys: Any) -> np.ndarray:
-        return read(self.get(request(seen(seed), **keys)))
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.channel.close()
-
-
-def read(reply: Any) -> np.ndarray:
-    return np.array([action.values for action in reply.action_chunk], np.float32)
-
-
-def picture(pixels: np.ndarray, encoding: str = "png") -> Any:
-    if encoding == "raw":
-        return schema.CameraImage(image_data=pixels.astype(np.float32).tobytes(), encoding="raw")
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, encoding)
-    return schema.CameraImage(image_data=file.getvalue(), encoding=encoding)
-
-
-def request(
-    observation: Observation,
-    prompt: str = "open the drawer",
-    prefix: np.ndarray | None = None,
-    delay: int = 0,
-    encoding: str = "png",
-    **keys: Any,
-) -> Any:
-    return schema.ObservationRequest(
-        images=[picture(observation.images[camera], encoding) for camera in ("corner", "wrist")],
-        robot_state=schema.RobotState(state=observation.proprio.tolist()),
-        prompt=prompt,
-        prefix_action=[] if prefix is None else [schema.ActionVector(values=row) for row in prefix.tolist()],
-        delay=delay,
-        **keys,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +69,6 @@ def alone(policy: VLA, seeds: list[int], committed: Any = None, instruction: str
     for seed in seeds[:-1]:
         policy.act([seen(seed)], [session])
     return policy.act([seen(seeds[-1])], [session], [committed])[0].actions
-
-
-def fails(call: Callable[[], Any]) -> tuple[str, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value.code().name, caught.value.details()
 
 
 @pytest.mark.parametrize("encoding", ["png", "raw"])
@@ -197,6 +127,7 @@ def test_without_a_prefix_or_a_delay_nothing_is_committed(client: Client, policy
         (HELD, 3, "delay is 3, but prefix_action has 2 actions"),
         (HELD, -1, "delay is -1"),
         (HELD[:, :3], 1, "prefix_action 0 has 3 numbers; 4 are needed"),
+        (HELD.T, 2, "prefix_action 0 has 2 numbers; 4 are needed"),
         (np.tile(HELD, (3, 1)), 5, r"have the shape (5, 4); (K, 4) is needed, with at most the 4 actions of a chunk"),
         (HELD * np.nan, 2, "committed actions of robot 'small' are not finite: group 'position', dim 0"),
         (HELD * 1000, 1, "a committed action of robot 'small' is far outside of the training data"),
@@ -210,6 +141,12 @@ def test_wrong_committed_actions_are_refused(
     assert code == "INVALID_ARGUMENT"
     assert message in text
     np.testing.assert_allclose(client.chunk(2), alone(policy, [1, 2]), atol=1e-5)  # the session is unchanged
+
+
+def test_actions_of_another_size_after_the_delay_are_refused_too(client: Client) -> None:
+    message = request(seen(1), prefix=HELD, delay=1)
+    del message.prefix_action[1].values[-1]
+    assert fails(lambda: client.get(message))[1] == "prefix_action 1 has 3 numbers; 4 are needed"
 
 
 def test_a_stream_has_a_session_of_its_own(client: Client, policy: VLA) -> None:
@@ -275,6 +212,32 @@ def test_a_new_prompt_begins_a_new_rollout(client: Client, policy: VLA) -> None:
     client.chunk(1)
     actions = client.chunk(2, prompt="close it now, please")
     np.testing.assert_allclose(actions, alone(policy, [2], None, "close it now, please"), atol=1e-5)
+
+
+def test_health_is_that_of_a_server_that_has_warmed_up(serve: Callable[..., Running]) -> None:
+    server = serve(ready=False)
+    with Client(server) as client:
+        reply = client.health(schema.HealthCheckRequest())
+        assert (reply.healthy, reply.status) == (False, "not ready: it warms up")
+        server.service.status.set_ready()
+        assert client.health(schema.HealthCheckRequest()).healthy
+
+
+def test_an_empty_prompt_is_a_missing_one(serve: Callable[..., Running], policy: VLA) -> None:
+    """Protobuf cannot tell them apart, and `--instruction` is for clients that send none."""
+    with Client(serve(mapping=replace(PLAIN, default_instruction="close it"))) as client:
+        np.testing.assert_allclose(client.chunk(1, prompt=""), alone(policy, [1], None, "close it"), atol=1e-5)
+
+
+def test_far_committed_actions_are_executed_if_the_option_says_warn(
+    serve: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    vla = small.awake(small.policy(decoder="flow"))
+    vla.implausible = "warn"
+    with Client(serve(vla)) as client:
+        actions = client.chunk(1, prefix=HELD * 1000, delay=1)
+    np.testing.assert_allclose(actions[0], HELD[0] * 1000, rtol=1e-5)
+    assert "a committed action of robot 'small' is far outside of the training data" in caplog.text
 
 
 def test_health_says_what_becomes_of_committed_actions(serve: Callable[..., Running], client: Client) -> None:

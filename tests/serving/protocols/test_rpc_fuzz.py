@@ -33,7 +33,7 @@ from anyvla.serving.protocols.opentau import OpenTauProtocol
 from anyvla.serving.protocols.opentau_schema import robot_inference_pb2 as schema
 from anyvla.serving.transports.zmtp import GREETING
 from tests.serving.clients import Running, seen
-from tests.serving.protocols import test_groot, test_opentau
+from tests.serving.protocols import opentau_client, test_groot
 from tests.serving.protocols.groot_client import CODECS, READY, GrootClient, zframe, zrequest
 from tests.serving.protocols.test_fuzz import damaged, dtypes, scalars, shapes, values
 
@@ -212,7 +212,7 @@ class OpenTauArena(Arena):
 
     def __init__(self, server: Running, vla: VLA) -> None:
         super().__init__(server, vla)
-        self.good, self.bad = test_opentau.Client(server), test_opentau.Client(server)
+        self.good, self.bad = opentau_client.Client(server), opentau_client.Client(server)
 
     def act(self, step: int) -> np.ndarray:
         if step == 0:
@@ -241,7 +241,7 @@ class OpenTauArena(Arena):
             assert text
             return "refused"
         assert len(replies) == len(data)
-        assert all(test_opentau.read(reply).shape == (4, 4) for reply in replies)
+        assert all(opentau_client.read(reply).shape == (4, 4) for reply in replies)
         return "answered"
 
     def close(self) -> None:
@@ -249,7 +249,7 @@ class OpenTauArena(Arena):
             client.channel.close()
 
 
-PNG = test_opentau.picture(np.zeros((32, 32, 3), np.uint8)).image_data
+PNG = opentau_client.picture(np.zeros((32, 32, 3), np.uint8)).image_data
 pictures = st.builds(
     lambda data, encoding: schema.CameraImage(image_data=data, encoding=encoding),
     st.just(PNG) | damaged(PNG) | st.binary(max_size=60) | st.sampled_from([bytes(12), bytes(12 * 1024)]),
@@ -362,13 +362,13 @@ def fuzz_groot(running: Callable[..., Running], policy: VLA, count: int) -> None
 
 @pytest.fixture
 def opentau(policy: VLA) -> Iterator[Running]:
-    server = Running(policy, LIMITS, protocol=OpenTauProtocol, mapping=test_opentau.PLAIN)
+    server = Running(policy, LIMITS, protocol=OpenTauProtocol, mapping=opentau_client.PLAIN)
     yield server
     server.close()
 
 
 def fuzz_opentau(server: Running, policy: VLA, count: int) -> None:
-    good = test_opentau.request(seen(1)).SerializeToString()
+    good = opentau_client.request(seen(1)).SerializeToString()
     examples = [("unary", [good]), ("stream", [b"\xff"]), ("raw", PREFACE + bytes(30))]
     fuzz(OpenTauArena(server, policy), grpc_attacks, examples, count)
 

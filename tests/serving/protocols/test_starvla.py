@@ -110,7 +110,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"payload": {"observation": 1}}, "it has observation"),
     ({"payload": {"examples": []}}, "the message has no examples"),
     ({"payload": {"examples": [5]}}, "an example is a map of image, lang and state, this is 5"),
-    ({"examples": [{}] * 33}, "has 33 examples; at most 32"),
+    ({"examples": [{}] * 33}, "has 33 examples; at most 32 are accepted (--limits.batch_rows)"),
     ({"examples": [{"lang": "go"}]}, "no 'state', it has lang: "),
     ({"examples": [{"lang": "go", "state": [1, 2, 3]}]}, "has no image 'image/0', it has lang, state: "),
     ({"examples": [example(seen(1)), example(seen(1), "")]}, "example 1: the observation has no lang: "),

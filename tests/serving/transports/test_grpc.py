@@ -16,7 +16,7 @@ from anyvla.serving.protocols.opentau import OpenTauProtocol
 from anyvla.serving.protocols.opentau_schema import robot_inference_pb2 as schema
 from tests import small
 from tests.serving.clients import Running, seen
-from tests.serving.protocols.test_opentau import PLAIN, SERVICE, Client, fails, request
+from tests.serving.protocols.opentau_client import PLAIN, SERVICE, Client, fails, request
 
 
 @pytest.fixture

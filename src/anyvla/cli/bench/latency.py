@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from anyvla.cli.acting_robot import choose_acting_robot
 from anyvla.cli.common import ProgressBar, console
 from anyvla.cli.console import Console
 from anyvla.config import ConfigError
@@ -68,13 +69,8 @@ def _measure(options: argparse.Namespace, size: tuple[int, int] | None, device: 
 
     compute_alone()  # as in anyvla serve: the policy computes in a thread of its own
     vla = VLA.load(checkpoint_of(options.run), device, trust_remote_code=options.trust_remote_code)
-    robots = {r.embodiment.name: r.embodiment for r in vla.robots}
-    name = options.robot or next(iter(robots))
-    if name not in robots or (options.robot is None and len(robots) > 1):
-        raise ConfigError(f"which robot? --robot one of {', '.join(robots)}")
-    if options.execute is not None and not 1 <= options.execute <= vla.config.chunk:
-        raise ConfigError(f"--execute {options.execute}: the policy predicts {vla.config.chunk} actions at once")
-    path = ChunkPath(vla, robots[name], options.batch, size, options.encoding, options.execute)
+    robot = choose_acting_robot(vla, options.robot, options.execute)
+    path = ChunkPath(vla, robot, options.batch, size, options.encoding, options.execute)
     with ProgressBar(f"latency on {device}") as bar:
         return measure(path, options.rounds, options.seconds, bar)
 

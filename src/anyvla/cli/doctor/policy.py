@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anyvla.policy import VLA
     from anyvla.serving.mapping import Translator
 
+PROTOCOL = "vla-eval"  # unless --protocol names another one
 ADDRESS = "ANYVLA_SERVER"  # the variable that names the server to the user's own client
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         "--source", type=Path, metavar="FILE.yaml", help="keys of a source as in a recipe's data.sources, except path"
     )
     parser.add_argument("--server", metavar="URL", help="a running server (default: start one of the checkpoint here)")
-    parser.add_argument("--protocol", default="vla-eval", help="of the server (default: %(default)s)")
+    parser.add_argument("--protocol", help=f"of the server (default: {PROTOCOL})")
     parser.add_argument("--mapping", metavar="FILE|NAME", help="keys of the client, as of anyvla serve")
     parser.add_argument("--api-key-file", type=Path, help="file with the key of --server (or $ANYVLA_API_KEY)")
     parser.add_argument(
@@ -60,7 +61,31 @@ def main(argv: list[str]) -> int:
     for name, least in (("episodes", 1), ("steps", 2), ("tolerance", 0)):
         if (given := getattr(options, name)) is not None and given < least:
             raise ConfigError(f"--{name} {given} is too small: give at least {least}")
+    _check_unused(options)
+    options.protocol = options.protocol or PROTOCOL
     return _run(options)
+
+
+def _check_unused(options: argparse.Namespace) -> None:
+    """Raise ConfigError for an option that would change nothing beside the others."""
+    if options.api_key_file is not None:
+        if options.server is None:
+            raise ConfigError("--api-key-file is the key of --server, and none is given: the doctor's own needs no key")
+        if options.client is not None:
+            raise ConfigError("--api-key-file has no effect with --client: your code gives the key of the server")
+    if options.client is not None and options.server is not None:
+        for option, given in (("--mapping", options.mapping), ("--protocol", options.protocol)):
+            if given is not None:
+                raise ConfigError(
+                    f"{option} has no effect with both --client and --server: your code knows the server's protocol "
+                    "and keys; leave it away, or leave --server away and the doctor starts one"
+                )
+    if options.mapping is not None:
+        from anyvla.serving.protocols.registry import find_protocol, load_protocol
+
+        name = find_protocol(options.protocol or PROTOCOL)
+        if (reason := load_protocol(name).unused_options.get("mapping")) is not None:
+            raise ConfigError(f"--mapping has no effect with --protocol {name}: {reason}")
 
 
 def _run(options: argparse.Namespace) -> int:

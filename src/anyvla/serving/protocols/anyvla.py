@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from anyvla import __version__
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.robot.space import ActionSpace
-from anyvla.serving.arrays import read_vector, write_array
+from anyvla.serving.arrays import read_numbers, write_array
 from anyvla.serving.batching import BusyError
 from anyvla.serving.mapping import ClientMapping, Request
 from anyvla.serving.msgpack_reader import read_msgpack
@@ -58,6 +58,9 @@ class AnyvlaProtocol(WebsocketProtocol):
 
     port = 8000
     keys: ClassVar[Mapping[str, Any]] = {"proprio": "proprio", "instruction": "instruction"}
+    unused_options: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("mapping", "instruction"), "its clients learn the policy's own names, and begin with an instruction"
+    )
 
     def __init__(self, service: PolicyService) -> None:
         """Raise ConfigError for a mapping: clients learn the policy's own names, and begin with an instruction."""
@@ -179,12 +182,18 @@ class Conversation:
         return request, None if committed is None else self._read_committed(committed)
 
     def _read_committed(self, value: Any) -> Float32[np.ndarray, "K A"]:
-        size, most = self._service.robot.action.size, self._service.vla.config.chunk
-        vector = read_vector(value, "committed", self._service.limits).astype(np.float32)
-        if not vector.size or vector.size % size or vector.size > most * size or not np.isfinite(vector).all():
-            got = f"{vector.size} numbers" if np.isfinite(vector).all() else "numbers that are not finite"
-            raise ValueError(f"'committed' must be 1 to {most} actions of {size} numbers, got {got}")
-        return vector.reshape(-1, size)
+        """Return the actions. Raises ValueError for another shape, which a reshaped or transposed array has."""
+        space, most = self._service.robot.action, self._service.vla.config.chunk
+        actions = read_numbers(value, "committed", self._service.limits).astype(np.float32)
+        if actions.ndim != 2 or actions.shape[1] != space.size or not 1 <= len(actions) <= most:
+            groups = ", ".join(f"{group.name} {group.size}" for group in space.groups)
+            raise ValueError(
+                f"'committed' has the shape {actions.shape}; (K, {space.size}) is needed: 1 to {most} actions, each of "
+                f"{groups}"
+            )
+        if not np.isfinite(actions).all():
+            raise ValueError("'committed' has numbers that are not finite")
+        return actions
 
     def _instruction(self, text: Any) -> str:
         most = self._service.limits.instruction_characters

@@ -51,6 +51,7 @@ class ServerProtocol(ABC):
     port: ClassVar[int] = 8000  # the port that clients of this protocol expect
     scheme: ClassVar[str] = "ws"  # of the address that is shown
     keys: ClassVar[Mapping[str, Any]] = {}  # of `ClientMapping`, where the clients' usual keys differ from its defaults
+    unused_options: ClassVar[Mapping[str, str]] = {}  # of `anyvla serve`: names without "--", and why they do nothing
     scheme_tls: ClassVar[str] = "wss"  # of the address with TLS; "": `make_server` takes no `tls`
 
     def __init__(self, service: PolicyService) -> None:

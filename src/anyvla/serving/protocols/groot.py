@@ -84,7 +84,7 @@ class _GrootConnection:
         self.is_authorized = True
         if call.endpoint != "get_action":
             return call, []
-        rows = split_rows(call.data.get("observation"), self._service.limits.sessions)
+        rows = split_rows(call.data.get("observation"), self._service.limits.batch_rows)
         requests = []
         for number, row in enumerate(rows):
             try:
@@ -111,7 +111,7 @@ class _GrootConnection:
                 self._reset(call.data.get("options"))
                 return {}
             case "ping":
-                return {"status": "ok", "message": "Server is running"}
+                return {"status": "ok", "message": self._service.status.hindrance or "Server is running"}
             case "get_modality_config":
                 return self._describe_modalities()
             case "kill":

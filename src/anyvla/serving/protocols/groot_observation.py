@@ -31,7 +31,8 @@ def split_rows(observation: Any, most: int) -> list[dict[str, Any]]:
         raise ValueError(f"the data of get_action has no 'observation' in a map, but {quote(observation)}")
     if is_flat(observation):
         observation = _nest(observation)
-    parts = {name: _part(observation, name) for name in ("video", "state", "language")}
+    parts = {name: _part(observation, name) for name in ("video", "state")}
+    parts["language"] = _part(observation, "language") if "language" in observation else {}
     sizes: dict[str, int] = {}
     for key, value in parts["video"].items():
         sizes[f"video/{key}"] = _check_array(value, f"video/{key}", "uint8", ("B", "T", "H", "W", "3"))
@@ -40,10 +41,13 @@ def split_rows(observation: Any, most: int) -> list[dict[str, Any]]:
     for key, value in parts["language"].items():
         sizes[f"language/{key}"] = _check_language(value, f"language/{key}")
     batch = set(sizes.values())
-    if len(batch) != 1 or not 1 <= max(batch) <= most:
+    if len(batch) != 1 or 0 in batch:
         listed = ", ".join(f"{key} {size}" for key, size in list(sizes.items())[:8]) or "nothing"
-        raise ValueError(f"the parts of an observation have one batch size, of 1 to {most}; got {listed}")
-    return [_pick(parts, row) for row in range(batch.pop())]
+        raise ValueError(f"the parts of an observation have one batch size, of 1 at least; got {listed}")
+    rows = batch.pop()
+    if rows > most:
+        raise ValueError(f"the batch has {rows} observations; at most {most} are accepted (--limits.batch_rows)")
+    return [_pick(parts, row) for row in range(rows)]
 
 
 def _nest(observation: Mapping[str, Any]) -> dict[str, Any]:

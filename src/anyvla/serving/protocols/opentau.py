@@ -40,6 +40,9 @@ class OpenTauProtocol(ServerProtocol):
     scheme = "grpc"
     scheme_tls = "grpcs"
     keys: ClassVar[Mapping[str, Any]] = {"images": "cameras", "proprio": "state", "instruction": "prompt"}
+    unused_options: ClassVar[Mapping[str, str]] = {
+        "execute": "OpenTau's messages have no place for it, so its clients choose how many actions they execute"
+    }
 
     def __init__(self, service: PolicyService) -> None:
         super().__init__(service)
@@ -66,9 +69,10 @@ class OpenTauProtocol(ServerProtocol):
         vla = self.service.vla
         how = "continued by inpainting" if vla.decoder.continues else "only put in place of a chunk's first"
         free, total = torch.cuda.mem_get_info(vla.device) if vla.device.type == "cuda" else (0, 0)
+        hindrance = self.service.status.hindrance
         reply = schema.HealthCheckResponse(
-            healthy=True,
-            status=f"serving chunks of {vla.config.chunk} actions; committed actions are {how}",
+            healthy=hindrance is None,
+            status=hindrance or f"serving chunks of {vla.config.chunk} actions; committed actions are {how}",
             model_name=f"anyvla/{self.service.robot.name}",
             device=str(vla.device),
             gpu_memory_used_gb=(total - free) / 1e9,
@@ -157,8 +161,7 @@ def _read_values(message: Any, robot: Embodiment, limits: ServerLimits) -> dict[
         "cameras": dict(zip(robot.cameras, images, strict=False)),
         "images": {str(number): image for number, image in enumerate(images)},
         "state": np.fromiter(state, np.float32, len(state)),
-        "prompt": message.prompt,
-    }
+    } | ({"prompt": message.prompt} if message.prompt else {})  # an empty text of protobuf is a missing one
 
 
 def _read_image(image: Any, name: str, limits: ServerLimits) -> Any:
@@ -194,7 +197,7 @@ def _read_committed(message: Any, size: int) -> Float32[np.ndarray, "K A"] | Non
             f"delay is {delay}, but prefix_action has {len(prefix)} actions: send all that the robot executes until "
             "the chunk arrives"
         )
-    for number, action in enumerate(prefix[:delay]):
+    for number, action in enumerate(prefix):
         if len(action.values) != size:
             raise ValueError(f"prefix_action {number} has {len(action.values)} numbers; {size} are needed")
     return np.array([action.values for action in prefix[:delay]], np.float32)

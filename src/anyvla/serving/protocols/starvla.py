@@ -26,7 +26,6 @@ from anyvla.serving.protocols.openpi import CLOSE
 from anyvla.serving.protocols.openpi_codec import read_map, write_map
 from anyvla.serving.served_session import ServedSession, predict_together
 
-EXAMPLES = 32  # of one message
 _NO_ID = "default"
 
 
@@ -127,8 +126,11 @@ class StarVLAConnection:
         if not isinstance(examples, list) or not examples:
             has = join_names(list(payload)) or "nothing"
             raise ValueError(f"the message has no examples, a list of observations; it has {has}")
-        if len(examples) > EXAMPLES:
-            raise ValueError(f"the message has {len(examples)} examples; at most {EXAMPLES} are accepted")
+        most = self._service.limits.batch_rows
+        if len(examples) > most:
+            raise ValueError(
+                f"the message has {len(examples)} examples; at most {most} are accepted (--limits.batch_rows)"
+            )
         requests = []
         for number, example in enumerate(examples):
             try:
