@@ -83,14 +83,15 @@ def rate(s: Settings, step: int) -> float:
 
 
 def windows_of(s: Settings, dataset: EpisodeDataset, chunk: int) -> list[tuple[Any, ...]]:
-    """Return the window that ends at each step of each episode: the fields of a batch, without the robot."""
+    """Return the windows that end at each step of each episode and after it: the fields of a batch but the robot."""
     out = []
     for episode in (dataset[index] for index in range(len(dataset))):
         frames = [torch.from_numpy(episode.images[camera][:].copy()) for camera in ("corner", "wrist")]
         state, commands = torch.from_numpy(episode.proprio.copy()), torch.from_numpy(episode.actions.copy())
         [text] = episode.instructions
-        for last in range(len(episode)):
-            seen = [t for t in range(last - (s.window - 1) * s.stride, last + 1, s.stride) if t >= 0]
+        assert s.stride <= len(episode)
+        for last in range(len(episode) + (s.window - 1) * s.stride):
+            seen = [t for t in range(last - (s.window - 1) * s.stride, last + 1, s.stride) if 0 <= t < len(episode)]
             images = torch.zeros(s.window, 2, *frames[0].shape[1:], dtype=torch.uint8)
             proprio, actions = torch.zeros(s.window, 3), torch.zeros(s.window, chunk, 4)
             there, valid = torch.zeros(s.window, chunk, dtype=torch.bool), torch.zeros(s.window, dtype=torch.bool)
@@ -142,7 +143,10 @@ def distances(vla: VLA, batch: Batch, noise: torch.Generator) -> dict[str, Tenso
 
 def train_by_hand(s: Settings, model: VLAConfig, mixture: Mixture, robots: list[Robot]) -> Iterator[Step]:
     """Yield each step of a training."""
-    sampler = MixtureSampler([int(d.lengths.sum()) for d in mixture.datasets], mixture.shares, s.batch_size, s.seed)
+    hanging = (s.window - 1) * s.stride  # windows that end after each episode
+    sizes = [sum(int(length) + hanging for length in d.lengths) for d in mixture.datasets]
+    shares = [a * b / int(d.lengths.sum()) for a, b, d in zip(mixture.shares, sizes, mixture.datasets, strict=True)]
+    sampler = MixtureSampler(sizes, shares, s.batch_size, s.seed)
     torch.manual_seed(s.seed)
     vla = VLA(model, robots)
     vla.train()

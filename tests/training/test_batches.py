@@ -12,7 +12,6 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ class Windows:
     """One source that yields no batch."""
 
     sizes = (10,)
-    mixture = SimpleNamespace(shares=np.ones(1))
+    shares = np.ones(1)
 
     def __init__(self, fault: str) -> None:
         self.fault = fault
@@ -156,7 +155,7 @@ class Numbered:
     """Windows whose batches contain their own indices. `wait`: each batch takes a random time."""
 
     sizes = (40, 10)
-    mixture = SimpleNamespace(shares=np.array([0.75, 0.25]))
+    shares = np.array([0.75, 0.25])
 
     def __init__(self, wait: bool) -> None:
         self.wait = wait

@@ -68,13 +68,13 @@ def validation(recipe: Recipe, mixture: Mixture, vla: VLA) -> Validation:
 
 
 def windows_by_hand(mixture: Mixture, window: int) -> list[list[Batch]]:
-    """Return the window that ends at each step of each held-out episode, of each data set."""
+    """Return all windows of each held-out episode, of each data set, the ones over its end included."""
     out = []
     for dataset in mixture.datasets:
         batches = []
         for episode in (dataset[i] for i in range(len(dataset))):
-            for last in range(len(episode)):
-                steps = [t for t in range(last - 2 * (window - 1), last + 1, 2) if t >= 0]
+            for last in range(len(episode) + 2 * (window - 1)):
+                steps = [t for t in range(last - 2 * (window - 1), last + 1, 2) if 0 <= t < len(episode)]
                 data = small.batch(1, window)
                 for part in (data.proprio, data.actions, data.action_mask, data.step_mask, data.images):
                     part.zero_()
@@ -121,7 +121,7 @@ def test_the_loss_is_the_one_computed_by_hand(root, decoder):
     measured = validation(recipe, mixture, vla).measure(1)["validation.loss"]
     assert mixture.validation is not None
     [batches] = windows_by_hand(mixture.validation, window=2)
-    assert len(batches) == int(mixture.validation.datasets[0].lengths.sum())
+    assert len(batches) == sum(int(length) + 2 for length in mixture.validation.datasets[0].lengths)
     total, count = loss_by_hand(vla.eval(), batches, 3, 4, 0)
     assert measured == pytest.approx(total / count, rel=1e-5)
 
@@ -132,16 +132,20 @@ def test_each_data_set_counts_by_its_share(root):
     vla = VLA(recipe.model, mixture.robots())
     measured = validation(recipe, mixture, vla).measure(1)["validation.loss"]
     assert mixture.validation is not None
-    per_window, number = [], 0
-    for batches in windows_by_hand(mixture.validation, window=2):
+    per_step, number = [], 0
+    for dataset, batches in zip(
+        mixture.validation.datasets, windows_by_hand(mixture.validation, window=2), strict=True
+    ):
         total, count = loss_by_hand(vla.eval(), batches, 0, 4, number)
-        per_window.append((total / len(batches), count / len(batches)))
+        steps = int(dataset.lengths.sum())
+        per_step.append((total / steps, count / steps))
         number += -(-len(batches) // 4)
-    assert measured == pytest.approx(sum(t for t, _ in per_window) / sum(c for _, c in per_window), rel=1e-5)
+    assert measured == pytest.approx(sum(t for t, _ in per_step) / sum(c for _, c in per_step), rel=1e-5)
 
 
-def test_the_errors_are_those_of_acting_along_the_episodes(root):
-    recipe = made(root, model=small.model(chunk=4, execute=2))
+@pytest.mark.parametrize(("history", "fuser"), [("none", "identity"), (BEFORE, LSTM)], ids=["none", "policy_head"])
+def test_the_errors_are_those_of_acting_at_each_step_once(root, history, fuser):
+    recipe = made(root, model=small.model(history, fuser, chunk=4, execute=2))
     mixture = open_mixture(recipe.data, root)
     vla = VLA(recipe.model, mixture.robots()).train()
     measured = validation(recipe, mixture, vla).measure(1)
@@ -151,8 +155,10 @@ def test_the_errors_are_those_of_acting_along_the_episodes(root):
     vla.eval()
     for episode in (dataset[i] for i in range(len(dataset))):
         for t in range(len(episode)):
-            images = {name: np.asarray(frames)[t] for name, frames in episode.images.items()}
-            [chunk] = vla.act([Observation(images, episode.proprio[t])], [vla.start(episode.instruction)])
+            session = vla.start(episode.instruction)
+            for before in range(t % 2, t + 1, 2):
+                images = {name: np.asarray(frames)[before] for name, frames in episode.images.items()}
+                [chunk] = vla.act([Observation(images, episode.proprio[before])], [session])
             for n in range(min(4, len(episode) - t)):
                 wanted = episode.actions[t + n]
                 distance.append(float(np.linalg.norm(chunk.actions[n, :3] - wanted[:3])))

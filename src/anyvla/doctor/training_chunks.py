@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
 from anyvla.data.training.sampler import WindowIndices
 from anyvla.data.training.window import WindowConfig, WindowDataset
@@ -38,7 +38,10 @@ def compute_training_chunks(
     chunks: list[list[np.ndarray]] = [[] for _ in episodes]
     for call, length in enumerate(lengths):
         acting = [i for i, own in enumerate(starts) if call < len(own)]
-        arrays = windows.batch(_find_windows(episodes, acting, call * stride))
+        recordings = [episodes[i].recording for i in acting]
+        numbers = [windows.find_window(r.source, r.index, call * stride) for r in recordings]
+        sources = np.array([r.source for r in recordings], np.int64)
+        arrays = windows.batch(WindowIndices(sources, np.array(numbers), np.zeros(len(acting), np.uint64)))
         batch = _keep_newest(to_batch({**arrays}, vla.device), length)
         crops = numbers_per_view(vla.config.view.crop, batch.images, "crop")
         batch = replace(batch, images=crop_views(batch.images, crops, None))
@@ -48,14 +51,6 @@ def compute_training_chunks(
         for i, row in zip(acting, rows, strict=True):
             chunks[i].append(row[:, vla.layout.robots[episodes[i].recording.robot].action])
     return [np.stack(own) for own in chunks]
-
-
-def _find_windows(episodes: Sequence[Played], acting: Sequence[int], step: int) -> WindowIndices:
-    """Return the windows that end at a step of each acting episode."""
-    recordings = [episodes[i].recording for i in acting]
-    before = [int(r.dataset.lengths[: r.index].sum()) for r in recordings]
-    sources: Int64[np.ndarray, "B"] = np.array([r.source for r in recordings], np.int64)
-    return WindowIndices(sources, np.array(before, np.int64) + step, np.zeros(len(acting), np.uint64))
 
 
 def _keep_newest(batch: Batch, length: int) -> Batch:

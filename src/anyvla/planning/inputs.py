@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anyvla.config import build
+from anyvla.data.training.cutting import count_windows
 from anyvla.data.training.mixture import Mixture, open_mixture
 from anyvla.evaluation.suites import open_suite
 from anyvla.planning.step_profile import Inputs
@@ -86,6 +87,7 @@ def _describe(recipe: Recipe, mixture: Mixture) -> DataFacts:
         size = int(height), int(width)
     texts = {clean_instruction(d.task(i)) for d in mixture.datasets for i in range(min(len(d), READ))}
     longest = max(texts, key=len, default="")
+    window = recipe.model.history.build().window
     if recipe.data.validation is not None:
         notes.append("the samples include those that data.validation will hold out")
     return DataFacts(
@@ -93,7 +95,7 @@ def _describe(recipe: Recipe, mixture: Mixture) -> DataFacts:
         image_size=size,
         instruction=longest or INSTRUCTION,
         episodes=sum(len(d) for d in mixture.datasets),
-        windows=sum(int(d.lengths.sum()) for d in mixture.datasets),
+        windows=sum(int(count_windows(d.lengths, window, recipe.model.execute).sum()) for d in mixture.datasets),
         frames=sum(int(d.lengths.sum()) * len(d.embodiment.cameras) for d in mixture.datasets),
         notes=tuple(notes),
     )

@@ -47,7 +47,7 @@ class _Steps:
 
     def __init__(self, windows: WindowDataset, config: TrainingConfig, view: ViewConfig) -> None:
         self.windows, self.config, self.view = windows, config, view
-        self.sampler = MixtureSampler(windows.sizes, windows.mixture.shares.tolist(), config.batch_size, config.seed)
+        self.sampler = MixtureSampler(windows.sizes, windows.shares.tolist(), config.batch_size, config.seed)
 
     def make(self, step: int) -> dict[str, Any]:
         arrays = self.windows.batch(self.sampler.sample(step))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.sampler import WindowIndices, spread_at_random
@@ -88,34 +89,41 @@ class Validation:
             torch.no_grad(),
             torch.autocast(device.type, precision, enabled=precision != torch.float32),
         ):
-            for number, (source, batch) in enumerate(self._read_batches()):
-                self._measure_batch(batch, number, sums[source])
-        numbers = _join(sums, self.windows.mixture.shares.tolist())
+            for number, (indices, batch) in enumerate(self._read_batches()):
+                own = sums[int(indices.sources[0])]
+                self._measure_loss(batch, number, own)
+                # each step once, and after the same steps as in a session
+                rows = self.windows.end_within(indices).nonzero()[0]
+                if len(rows):
+                    self._measure_errors(_select(batch, rows), number, rows.tolist(), own)
+        numbers = _join(sums, self.windows.shares.tolist())
         if lost := [name for name, value in numbers.items() if not math.isfinite(value)]:
             logger.warning("step %d: not finite on the held-out episodes, and left out: %s", step, ", ".join(lost))
         return {name: value for name, value in numbers.items() if name not in lost}
 
-    def _read_batches(self) -> Iterator[tuple[int, Batch]]:
-        """Yield the number of a data set and a batch of its windows, on the device."""
+    def _read_batches(self) -> Iterator[tuple[WindowIndices, Batch]]:
+        """Yield windows of one data set after the other, and their batch on the device."""
         size = self.training.batch_size // self.training.accumulate  # a piece of a batch fits into the memory
         for source, chosen in enumerate(self.chosen):
             chance = np.random.default_rng(self.config.seed).integers(1 << 62, size=len(chosen)).astype(np.uint64)
             for begin in range(0, len(chosen), size):
                 own = chosen[begin : begin + size]
                 indices = WindowIndices(np.full(len(own), source), own, chance[begin : begin + size])
-                yield source, to_batch({**self.windows.batch(indices)}, self.vla.device)
+                yield indices, to_batch({**self.windows.batch(indices)}, self.vla.device)
 
-    def _measure_batch(self, batch: Batch, number: int, sums: _Sums) -> None:
-        """Add the loss and the errors of a batch of one data set."""
-        seed, count = self.config.seed, len(batch.instructions)
+    def _measure_loss(self, batch: Batch, number: int, sums: _Sums) -> None:
+        """Add the loss of a batch of one data set."""
         crops = numbers_per_view(self.vla.config.view.crop, batch.images, "crop")
         cropped = replace(batch, images=crop_views(batch.images, crops, None))
-        loss = self.vla.loss(cropped, seed_generators(seed, number, 0))
-        sums.windows += count
+        loss = self.vla.loss(cropped, seed_generators(self.config.seed, number, 0))
+        sums.windows += len(batch.instructions)
         sums.add(LOSS, float(loss.total), self.vla.count_elements(batch))
-        seeds = [derive_seed(seed, number, row, PREDICTIONS) for row in range(count)]
+
+    def _measure_errors(self, batch: Batch, number: int, rows: Sequence[int], sums: _Sums) -> None:
+        """Add the errors at the last steps of windows, the `rows` of a batch of one data set."""
+        seeds = [derive_seed(self.config.seed, number, row, PREDICTIONS) for row in rows]
         predicted = self.vla.predict(batch, [torch.Generator().manual_seed(s) for s in seeds]).float().cpu().numpy()
-        last = torch.arange(count), batch.step_mask.sum(1).cpu() - 1
+        last = torch.arange(len(rows)), batch.step_mask.sum(1).cpu() - 1
         recorded, mask = batch.actions.cpu()[last].numpy(), batch.action_mask.cpu()[last].numpy()
         robot = self.vla.robots[int(batch.robots[0])].embodiment  # a data set is of one robot
         dims = self.vla.layout.robots[robot.name].action
@@ -127,6 +135,14 @@ class Validation:
         for group, error in zip(robot.action.groups, errors, strict=True):
             scale = 100.0 if error.measure == "accuracy" else 1.0  # a share, as the success of an evaluation
             sums.add(name_error(group), sum(error.sums) / scale, sum(error.counts))
+
+
+def _select(batch: Batch, rows: Int64[np.ndarray, "B"]) -> Batch:
+    """Return some windows of a batch."""
+    if len(rows) == len(batch.instructions):
+        return batch
+    tensors = {k: v[torch.from_numpy(rows).to(v.device)] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    return replace(batch, instructions=[batch.instructions[row] for row in rows], **tensors)
 
 
 def open_validation(recipe: TrainingRecipe, mixture: Mixture, vla: VLA, window: WindowConfig) -> list[Validation]:

@@ -21,8 +21,8 @@ from anyvla.robot.space import ActionSpace, Group
 from anyvla.robot.views import ViewConfig
 from tests.data.demonstrations import ROBOT, Counted, InMemory, demonstration, scene
 
-EPISODES = [demonstration(n, seed=i) for i, n in enumerate([9, 1, 14, 5])]
-STARTS = np.cumsum([0, 9, 1, 14, 5])
+LENGTHS = [9, 1, 14, 5]
+EPISODES = [demonstration(n, seed=i) for i, n in enumerate(LENGTHS)]
 
 
 def of(*datasets: InMemory, instruction: str | None = None) -> Mixture:
@@ -39,9 +39,10 @@ def at(*indices: int, source: int = 0, chance: int = 0) -> WindowIndices:
 
 def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
     """Return one window, built step by step."""
-    number = int(np.searchsorted(STARTS, index, side="right")) - 1
-    episode, last = EPISODES[number], index - STARTS[number]
     w, n = config.window, config.chunk
+    where = [(i, end) for i, t in enumerate(LENGTHS) for end in range(t + (w - 1) * min(config.stride, t))]
+    number, last = where[index]
+    episode = EPISODES[number]
     out = {
         "images": np.zeros((w, 2, 32, 32, 3), np.uint8),
         "proprio": np.zeros((w, 4), np.float32),
@@ -49,7 +50,7 @@ def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
         "action_mask": np.zeros((w, n), bool),
         "step_mask": np.zeros(w, bool),
     }
-    seen = list(range(last, -1, -config.stride))[:w]
+    seen = [t for t in list(range(last, -1, -min(config.stride, len(episode))))[:w] if t < len(episode)]
     for k, step in enumerate(reversed(seen)):
         out["step_mask"][k] = True
         out["proprio"][k] = episode.proprio[step]
@@ -65,18 +66,22 @@ def expected(config: WindowConfig, index: int) -> dict[str, np.ndarray]:
     chunk=st.integers(1, 6),
     stride=st.integers(1, 4),
     cache_gb=st.sampled_from([0.0, 80_000e-9, 1.0]),  # nothing, some episodes, everything
-    indices=st.lists(st.integers(0, 28), min_size=1, max_size=8),
+    fractions=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8),
 )
-def test_windows_equal_a_reference_that_goes_step_by_step(window, chunk, stride, cache_gb, indices):
+def test_windows_equal_a_reference_that_goes_step_by_step(window, chunk, stride, cache_gb, fractions):
     assume((window - 1) * stride < 14)  # the longest episode
     config = WindowConfig(window=window, chunk=chunk, stride=stride, cache_gb=cache_gb)
-    batch = windows_of(config).batch(at(*indices))
+    windows = windows_of(config)
+    indices = [int(fraction * windows.sizes[0]) for fraction in fractions]
+    batch = windows.batch(at(*indices))
     for b, index in enumerate(indices):
         for key, value in expected(config, index).items():
             assert np.array_equal(batch[key][b], value), key
-    assert batch["instructions"] == [
-        EPISODES[int(np.searchsorted(STARTS, i, side="right")) - 1].instruction for i in indices
-    ]
+    assert batch["instructions"] == [EPISODES[number].instruction for _, number, _ in batch["samples"].tolist()]
+    ends = windows.end_within(at(*indices))
+    for (source, number, last), index, within in zip(batch["samples"].tolist(), indices, ends, strict=True):
+        assert last < LENGTHS[number]
+        assert within == (windows.find_window(source, number, last) == index)
     assert batch["images"].dtype == np.uint8
     assert batch["actions"].dtype == batch["proprio"].dtype == np.float32
 
@@ -95,12 +100,27 @@ def test_a_window_by_hand():
     assert batch["actions"][1, :, :, 0].tolist() == [[1, 2, 3], [0, 0, 0], [0, 0, 0]]
 
 
+def test_a_window_that_hangs_over_the_end_by_hand():
+    """Of the window that would end at step 9 of 7, steps 7 and 9 do not exist."""
+    numbers = np.arange(7, dtype=np.float32)
+    columns = np.repeat(numbers[:, None], 4, 1)
+    windows = windows_of(WindowConfig(window=3, chunk=3, stride=2), demonstration(7, actions=columns, proprio=columns))
+    batch = windows.batch(at(9, 6))
+    assert windows.sizes == [7 + 2 * 2]
+    assert batch["step_mask"].tolist() == [[True, False, False], [True, True, True]]
+    assert batch["proprio"][0, :, 0].tolist() == [5, 0, 0]
+    assert batch["actions"][0, 0, :, 0].tolist() == [5, 6, 0]
+    assert batch["samples"].tolist() == [[0, 0, 5], [0, 0, 6]]
+    assert windows.end_within(at(9, 6)).tolist() == [False, True]
+
+
 def test_a_window_never_crosses_into_the_next_episode():
-    batch = windows_of(WindowConfig(window=3, chunk=4, stride=2)).batch(at(8, 9, 10))
-    assert batch["step_mask"].tolist() == [[True, True, True], [True, False, False], [True, False, False]]
+    """The first episode has 9 steps and 9 + 2 * 2 windows, the second 1 step and 1 + 2 * 1 windows."""
+    batch = windows_of(WindowConfig(window=3, chunk=4, stride=2)).batch(at(8, 12, 13, 16))
+    assert batch["samples"].tolist() == [[0, 0, 8], [0, 0, 8], [0, 1, 0], [0, 2, 0]]
+    assert batch["step_mask"].sum(1).tolist() == [3, 1, 1, 1]
     assert batch["action_mask"][0].sum(1).tolist() == [4, 3, 1]  # the chunks from steps 4, 6 and 8 of 9
-    assert batch["action_mask"][1].sum(1).tolist() == [1, 0, 0]
-    assert batch["action_mask"][2].sum(1).tolist() == [4, 0, 0]
+    assert batch["action_mask"][1:, 0].sum(1).tolist() == [1, 1, 4]
 
 
 def counted(episode: Episode) -> Episode:
@@ -113,8 +133,9 @@ def test_only_shown_frames_are_decoded_and_kept_frames_once():
     windows.batch(at(8))
     windows.batch(at(3, 8, 0))
     assert [e.images["wrist"].decoded for e in episodes] == [9, 0, 0, 0]
-    windows.batch(at(20))  # of episode 2, which does not fit: steps 7 and 10
-    windows.batch(at(20))
+    number = windows.find_window(0, 2, 10)
+    windows.batch(at(number))  # of episode 2, which does not fit: steps 7 and 10
+    windows.batch(at(number))
     assert [e.images["wrist"].decoded for e in episodes] == [9, 0, 4, 0]
 
 
@@ -308,8 +329,8 @@ def test_windows_and_chunks_longer_than_every_episode_are_refused():
         r"stride \(the actions executed at once\) of at most 2, or longer episodes",
     ):
         windows_of(WindowConfig(window=16, stride=8), *data)
-    for config in (WindowConfig(window=5, stride=8), WindowConfig(window=16, stride=2)):
-        assert windows_of(config, *data).sizes == [70]
+    for config, hanging in ((WindowConfig(window=5, stride=8), 4 * 8), (WindowConfig(window=16, stride=2), 15 * 2)):
+        assert windows_of(config, *data).sizes == [70 + 2 * hanging]
     with pytest.raises(ValueError, match="use a window of at most 40, or longer episodes"):
         windows_of(WindowConfig(window=64), *data)
     with pytest.raises(ValueError, match=r"a chunk of 64 actions, but the longest .* has 40 steps, .* at most 40, or"):

@@ -42,12 +42,12 @@ def replayed(vla, mixture, **keys):
 def test_errors_of_replaying_are_those_of_training_windows(mixture, history, fuser):
     vla = small.awake(small.policy(history, fuser))
     windows = WindowDataset(mixture, WindowConfig(window=vla.history.window, chunk=4, stride=2))
-    first = np.cumsum([0, *LENGTHS])
     for episode, (length, prediction) in enumerate(zip(LENGTHS, replayed(vla, mixture), strict=True)):
         steps = np.arange(0, length, 2)
         np.testing.assert_array_equal(prediction.starts, steps)
         zeros = np.zeros(len(steps), np.int64)
-        read = windows.batch(WindowIndices(zeros, first[episode] + steps, zeros.astype(np.uint64)))
+        numbers = np.array([windows.find_window(0, episode, step) for step in steps])
+        read = windows.batch(WindowIndices(zeros, numbers, zeros.astype(np.uint64)))
         batch = Batch(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in read.items()})
         rows, last = np.arange(len(steps)), read["step_mask"].sum(1) - 1
         chunks = small.windowed(vla, batch).numpy()[rows, last]

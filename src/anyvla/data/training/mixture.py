@@ -89,7 +89,7 @@ class DataConfig:
     root: Path | None = None  # the folder with the data sets of the preset
     missing: Literal["refuse", "skip"] = "refuse"  # for data sets of the preset that are not in root
     views: tuple[str, ...] = ()  # the views to use, in this order; empty: all
-    # None: the shares of the samples are the weights. T: weight x windows^(1/T); at 1, windows of sources of equal
+    # None: the shares of the samples are the weights. T: weight x steps^(1/T); at 1, steps of sources of equal
     # weight are equally likely. The weights of presets are made for 1, so None means 1 for a preset.
     temperature: float | None = Field(default=None, ge=0.1, le=WEIGHT)
     cache_gb: float = Field(default=2.0, ge=0, le=GB)  # decoded frames kept in memory

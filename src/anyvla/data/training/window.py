@@ -1,7 +1,7 @@
 """Cuts episodes into training windows: T observations, the action chunk that begins at each, and masks.
 
-One window ends at each step of each episode, with the observations that a session would have there. Frames are decoded
-once and kept in memory while they fit; of the other episodes, only the frames of the requested windows are decoded.
+A window has the observations that a session would have at its last step. Frames are decoded once and kept in memory
+while they fit; of the other episodes, only the frames of the requested windows are decoded.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.threads import compute_alone
+from anyvla.data.training.cutting import count_windows, list_steps
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.reading import ReadingNotes
 from anyvla.data.training.sampler import WindowIndices
@@ -65,10 +66,11 @@ class WindowBatch(TypedDict):
 class WindowDataset:
     """All windows of a mixture, numbered within each source, in the layout that its robots share.
 
-    One window ends at each step. Near the beginning of an episode a window has fewer steps: these come first, followed
-    by masked steps of zeros. Dims and views that a robot does not have are zeros too. Raises ValueError for data that
-    cannot be trained on (episodes too short for a full window or chunk, cameras of different sizes). `batch` may be
-    called from several threads.
+    Windows end at each step of an episode and after its end, so that each step is in equally many
+    (`anyvla.data.training.cutting`). A window over the beginning or the end of an episode has fewer steps: these come
+    first, followed by masked steps of zeros. Dims and views that a robot does not have are zeros too. Raises ValueError
+    for data that cannot be trained on (episodes too short for a full window or chunk, cameras of different sizes).
+    `batch` may be called from several threads.
     """
 
     def __init__(self, mixture: Mixture, config: WindowConfig, *, trained: bool = True) -> None:
@@ -76,8 +78,12 @@ class WindowDataset:
         self.mixture, self.config = mixture, config
         for dataset in mixture.datasets if trained else ():
             _check_lengths(dataset, config)
-        self._ends = [np.cumsum(dataset.lengths) for dataset in mixture.datasets]
+        counts = [count_windows(dataset.lengths, config.window, config.stride) for dataset in mixture.datasets]
+        self._ends = [np.cumsum(own) for own in counts]
         self.sizes = [int(ends[-1]) for ends in self._ends]  # windows of each source
+        # Shares of the windows that give the steps of the sources the shares of the mixture. They do not sum to 1.
+        frames = np.array([int(dataset.lengths.sum()) for dataset in mixture.datasets])
+        self.shares: Float[np.ndarray, "S"] = mixture.shares * (np.array(self.sizes) / frames)
         self._image = _image_shape(mixture.datasets, config.view)  # (H, W, 3)
         self._begin()
 
@@ -91,7 +97,7 @@ class WindowDataset:
         self._note: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __getstate__(self) -> dict[str, Any]:  # a worker builds its own cache
-        return {k: v for k, v in vars(self).items() if k in ("mixture", "config", "sizes", "_ends", "_image")}
+        return {k: v for k, v in vars(self).items() if k in ("mixture", "config", "sizes", "shares", "_ends", "_image")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -128,7 +134,8 @@ class WindowDataset:
         """Return windows. Raises IndexError for one that does not exist, ValueError for a damaged episode."""
         config, whole = self.config, self.mixture.layout.embodiment
         count, window = len(indices), config.window
-        found = [self._find(int(s), int(n)) for s, n in zip(indices.sources, indices.windows, strict=True)]
+        found = self._find_all(indices)
+        steps = [self._list_steps(*where) for where in found]
         out = WindowBatch(
             images=np.zeros((count, window, len(whole.cameras), *self._image), np.uint8),
             proprio=np.zeros((count, window, whole.proprio.size), np.float32),
@@ -137,13 +144,12 @@ class WindowDataset:
             action_mask=np.zeros((count, window, config.chunk), bool),
             step_mask=np.zeros((count, window), bool),
             robots=np.array([self.mixture.robot_of[s] for s in indices.sources], np.int64),
-            samples=np.array(found, np.int64),
+            samples=np.array([(*where[:2], own[-1]) for where, own in zip(found, steps, strict=True)], np.int64),
         )
         episodes = [self._request(source, episode) for source, episode, _ in found]
 
         def write(row: int) -> None:
-            source, _, last = found[row]
-            self._write(out, row, episodes[row].result(), source, last, int(indices.chance[row]))
+            self._write(out, row, episodes[row].result(), found[row][0], steps[row], int(indices.chance[row]))
 
         # threads pay for decoding, but not for copying
         busy = [row for row in range(count) if not episodes[row].done() or not _is_decoded(episodes[row].result())]
@@ -154,12 +160,21 @@ class WindowDataset:
             task.result()
         return out
 
-    def _write(self, out: WindowBatch, row: int, episode: Episode, source: int, last: int, chance: int) -> None:
-        """Write the window that ends at step `last` of an episode into a row of the batch."""
+    def find_window(self, source: int, episode: int, step: int) -> int:
+        """Return the number of the window that ends at a step of an episode."""
+        return (int(self._ends[source][episode - 1]) if episode else 0) + step
+
+    def end_within(self, indices: WindowIndices) -> Bool[np.ndarray, "B"]:
+        """Return which windows end at a step of their episode, and not after its end."""
+        lengths = [dataset.lengths for dataset in self.mixture.datasets]
+        return np.array([end < lengths[source][episode] for source, episode, end in self._find_all(indices)], bool)
+
+    def _write(
+        self, out: WindowBatch, row: int, episode: Episode, source: int, steps: Int64[np.ndarray, "k"], chance: int
+    ) -> None:
+        """Write the window of these steps of an episode into a row of the batch."""
         config = self.config
         places = self.mixture.layout.robots[episode.embodiment.name]
-        before = min(config.window - 1, last // config.stride)
-        steps = np.arange(last - before * config.stride, last + 1, config.stride)
         k = len(steps)
         chunk = steps[:, None] + np.arange(config.chunk)  # (k, N)
         there = chunk < len(episode)
@@ -173,8 +188,15 @@ class WindowDataset:
         for view, camera in zip(places.views, episode.embodiment.cameras, strict=True):
             out["images"][row, :k, view] = self._decode(episode, camera, steps)
 
+    def _list_steps(self, source: int, episode: int, end: int) -> Int64[np.ndarray, "k"]:
+        length = int(self.mixture.datasets[source].lengths[episode])
+        return list_steps(end, length, self.config.window, self.config.stride)
+
+    def _find_all(self, indices: WindowIndices) -> list[tuple[int, int, int]]:
+        return [self._find(int(s), int(n)) for s, n in zip(indices.sources, indices.windows, strict=True)]
+
     def _find(self, source: int, window: int) -> tuple[int, int, int]:
-        """Return the source, the episode of a window, and the step at which the window ends."""
+        """Return the source, the episode of a window, and the step at which the window ends, from 0."""
         ends = self._ends[source]
         if not 0 <= window < ends[-1]:
             raise IndexError(f"source {source} has {ends[-1]} windows; no window {window}")
