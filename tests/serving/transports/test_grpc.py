@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("grpc")
+
+import grpc
 
 from anyvla.serving.limits import ServerLimits
 from anyvla.serving.protocols.opentau import OpenTauProtocol
@@ -131,3 +135,65 @@ def test_names_of_sessions_and_streams_do_not_raise_the_rate_of_a_connection(ser
         for _ in range(10):
             list(client.stream(iter([request(seen(1))])))
         assert time.monotonic() - begin > 0.4
+
+
+WITH_KEY = ("x-tuner-api-key", "secret")
+
+
+def knock(server: Running) -> socket.socket:
+    """Open a connection of HTTP/2 that makes no call."""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
+    return connection
+
+
+def has_ended(connection: socket.socket, within_s: float) -> bool:
+    """Return whether the server ends a connection in time."""
+    connection.settimeout(within_s)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_strangers_take_no_place_and_little_time(serve: Callable[..., Running]) -> None:
+    server = serve(key="secret", limits=ServerLimits(connections=1, handshake_seconds=2))
+    with Client(server) as stranger, Client(server, WITH_KEY) as client, Client(server, WITH_KEY) as second:
+        silent = knock(server)
+        assert fails(lambda: stranger.chunk(1))[0] == "UNAUTHENTICATED"
+        client.chunk(1)  # takes the only place
+        assert fails(lambda: second.chunk(1)) == ("RESOURCE_EXHAUSTED", "the server has its 1 connections")
+        assert has_ended(silent, within_s=10)
+        time.sleep(2.5)  # a client with the key may take its time
+        client.chunk(2)
+        assert len(server.service._stores[0]) == 1  # a new connection would be another robot
+        client.channel.close()
+        end = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(grpc.RpcError):
+                second.chunk(1)
+                break
+            assert time.monotonic() < end
+
+
+def test_a_crowd_of_strangers_leaves_room_for_a_client(serve: Callable[..., Running]) -> None:
+    server = serve(key="secret", limits=ServerLimits(connections=2, handshakes=8, handshake_seconds=60))
+    crowd = [knock(server) for _ in range(10)]  # as many as gRPC accepts
+    end = time.monotonic() + 20
+    while sum(has_ended(connection, within_s=0.01) for connection in crowd) < 6:
+        assert time.monotonic() < end
+    with Client(server, WITH_KEY) as client:
+        assert client.chunk(1).shape == (4, 4)
+    for connection in crowd:
+        connection.close()
+
+
+def test_without_a_key_a_silent_connection_stays(serve: Callable[..., Running]) -> None:
+    server = serve(limits=ServerLimits(handshake_seconds=1))
+    silent = knock(server)
+    assert not has_ended(silent, within_s=2)
+    silent.close()

@@ -8,7 +8,7 @@ import errno
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from anyvla.serving.access import is_authorized, is_key
 from anyvla.serving.batching import BusyError
 from anyvla.serving.policy_service import PolicyService
 from anyvla.serving.tls import TlsFiles
+from anyvla.serving.transports.grpc_places import GrpcPlaces
 from anyvla.serving.transports.rate import Rate
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class GrpcServer:
             for method, open_stream in streams.items()
         }
         self._handlers = grpc.method_handlers_generic_handler(name, handlers)
+        self._places = GrpcPlaces(self._limits) if key is not None and GrpcPlaces.is_supported() else None
         self._rates: OrderedDict[str, Rate] = OrderedDict()
         self._busy = 0  # requests in progress
         self._stop, self._hurry = asyncio.Event(), False
@@ -70,14 +72,18 @@ class GrpcServer:
         calls = self._limits.pending_requests + self._limits.connections
         server = grpc.aio.server(options=self._make_options(), maximum_concurrent_rpcs=calls)
         server.add_generic_rpc_handlers((self._handlers,))
+        ports = {bound.getsockname()[1] for bound in sockets}
         for bound in sockets:
             self._bind(server, bound)
         await server.start()
         ready()
+        tidying = None if self._places is None else asyncio.create_task(_tidy(self._places, ports))
         try:
             await self._stop.wait()
             return await self._drain(server)
         finally:
+            if tidying is not None:
+                tidying.cancel()
             await server.stop(None)
 
     def _make_options(self) -> list[tuple[str, int]]:
@@ -85,7 +91,7 @@ class GrpcServer:
         return [
             ("grpc.max_receive_message_length", limits.message_bytes),
             ("grpc.max_concurrent_streams", limits.connections),
-            ("grpc.max_allowed_incoming_connections", limits.connections),
+            ("grpc.max_allowed_incoming_connections", self._places.most if self._places else limits.connections),
             ("grpc.server_handshake_timeout_ms", int(1000 * limits.handshake_seconds)),
             ("grpc.max_connection_idle_ms", int(1000 * limits.idle_seconds)),
             ("grpc.max_metadata_size", _HEADERS),
@@ -150,7 +156,7 @@ class GrpcServer:
         return talk
 
     async def _admit(self, context: Any) -> str:
-        """Return the name of the caller. End a call without the key."""
+        """Return the name of the caller. End a call without the key, or of a client too many."""
         metadata = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
         if self._key is not None:
             right = [is_key(v, self._key) for k, v in metadata if k == self._key_header]
@@ -158,6 +164,9 @@ class GrpcServer:
             if right != [True]:
                 text = f"this server needs its API key as {self._key_header}, or as authorization: Bearer KEY"
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
+        if self._places is not None and not self._places.take(context.peer()):
+            text = f"the server has its {self._limits.connections} connections"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         session = next((v for k, v in metadata if k == SESSION), "")
         return f"{context.peer()} {session}"
 
@@ -206,6 +215,17 @@ class GrpcServer:
         if len(self._rates) > _PEERS:
             self._rates.popitem(last=False)
         return rate
+
+
+async def _tidy(places: GrpcPlaces, ports: Collection[int]) -> None:
+    """End the connections of strangers until canceled."""
+    places.ports = ports
+    while True:
+        try:
+            places.tidy()
+        except Exception:  # must not end the check
+            log.exception("the connections of gRPC cannot be checked")
+        await asyncio.sleep(places.check_seconds)
 
 
 def _choose_status(error: Exception) -> grpc.StatusCode:
