@@ -129,7 +129,7 @@ def explain_fault(cls: type, fault: Any) -> str:
     dotted = ".".join(path)
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden") or of_mapping:
         known = _fields_at(cls, path[:-1])
-        elsewhere = [key for key in _keys_below(cls) if key.rpartition(".")[2] == path[-1]]
+        elsewhere = [key for key in keys_below(cls) if key.rpartition(".")[2] == path[-1]]
         near = [*difflib.get_close_matches(path[-1], known, n=2), *elsewhere[:2]]
         if elsewhere:
             return f"unknown key '{dotted}': did you mean {' or '.join(map(repr, near))}?"
@@ -157,14 +157,14 @@ def _fields_at(cls: Any, path: Sequence[str]) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
-def _keys_below(cls: Any, path: str = "") -> list[str]:
+def keys_below(cls: Any, path: str = "") -> list[str]:
     """Return the dotted keys of all sections below a config class; those of list items as of the first one."""
     out = []
     for key, hint in typing.get_type_hints(cls).items():
         out.append(f"{path}{key}")
         item = {tuple: ".0", dict: ".NAME"}.get(typing.get_origin(hint) or hint, "")
         sections = [a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a) and a is not Part]
-        out += [inner for section in sections for inner in _keys_below(section, f"{path}{key}{item}.")]
+        out += [inner for section in sections for inner in keys_below(section, f"{path}{key}{item}.")]
     return out
 
 

@@ -6,7 +6,7 @@ Each section is defined in the layer that reads it. This module combines them an
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,13 @@ def find(name: str) -> Path:
 def read(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return a recipe by path or bundled name, with `--section.key value` options laid over it. Raises ConfigError."""
     path = find(name)
-    document = read_options(path, overrides)
+    return build_recipe(read_options(path, overrides), str(path))
+
+
+def build_recipe(document: Mapping[str, Any], source: str) -> Recipe:
+    """Return the recipe of a document that was read from `source`, also of an older schema. Raises ConfigError."""
     try:
-        document = migrate_recipe(document, str(path), by_hand=True)
+        document = migrate_recipe(dict(document), source, by_hand=True)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return build(Recipe, document, where=str(path))
+    return build(Recipe, document, where=source)

@@ -52,13 +52,18 @@ def read_stages(name: str, overrides: Sequence[str] = ()) -> tuple[Stage, ...]:
     ConfigError, with the name of the stage, for keys that do not fit and for stages that do not fit together.
     """
     path = find(name)
-    for_chain, for_all, for_one = _sort_options(parse_options(overrides))
-    document = override_keys(read_options(path), for_chain)
+    return build_stages(read_options(path), parse_options(overrides), str(path))
+
+
+def build_stages(document: Mapping[str, Any], values: Options, source: str) -> tuple[Stage, ...]:
+    """Return the stages of a recipe that was read from `source`, with `values` laid over it, see `read_stages`."""
+    for_chain, for_all, for_one = _sort_options(values)
+    document = override_keys(document, for_chain)
     named = document.pop("stages", None) or {}
-    _check_names(named, for_one, str(path))
+    _check_names(named, for_one, source)
     stages: list[Stage] = []
     for key, own in named.items():
-        options, where = for_one.get(key, []), f"{path}, stage {key!r}"
+        options, where = for_one.get(key, []), f"{source}, stage {key!r}"
         stages.append(_read_stage(key, document, own or {}, for_all, options, stages, where))
     return tuple(_share_demonstrations(stages))
 

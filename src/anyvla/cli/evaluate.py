@@ -157,8 +157,9 @@ def play(
     python: str | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
+    videos: bool = True,
 ) -> None:
-    """Play every episode that has no result yet, then film some."""
+    """Play every episode that has no result yet, then film some if there shall be `videos`."""
     from anyvla.checkpoint.files import read_robots
     from anyvla.evaluation.conditions import expand_conditions
     from anyvla.evaluation.protocol import plan_episodes
@@ -190,8 +191,9 @@ def play(
                         on_result=score.count,
                         stop=stop,
                     )
-                with ProgressBar("film") as bar:
-                    film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
+                if videos:
+                    with ProgressBar("film") as bar:
+                        film(results, opened, folder, failures=config.failure_videos, progress=bar, stop=stop)
             finally:
                 opened.benchmark.close()
     console.print(f"results: {folder}")

@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": ("anyvla.cli.evaluate", "evaluate a policy on a benchmark: success rates with intervals, and videos"),
     "compare": ("anyvla.cli.compare", "compare policies on the same episodes, with exact tests and intervals"),
     "power": ("anyvla.cli.power", "the number of episodes needed to detect a difference in success"),
+    "study": ("anyvla.cli.study.command", "run a grid of recipes, and answer its question with intervals"),
     "play": ("anyvla.cli.play", "open a page on which you instruct a simulated robot and watch it obey"),
     "serve": ("anyvla.cli.serve", "serve a policy to existing clients"),
     "bench": ("anyvla.cli.bench.command", "measure where the time of a chunk goes, and the control rate that follows"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,3 +141,9 @@ def join_first(names: Iterable[str], most: int = 4) -> str:
     """Return the first of many names, for a message."""
     listed = sorted(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def count_elements(path: Path) -> int:
+    """Return the number of elements of all tensors of a file, by its header."""
+    with opened(path) as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))

@@ -1,0 +1,108 @@
+"""`anyvla study run FILE`: train and evaluate the missing cells of a study. The same command resumes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyvla.cli.common import console
+from anyvla.cli.stopping import graceful
+from anyvla.config import ConfigError
+from anyvla.files.folder_lock import lock_folder
+from anyvla.interrupted import Interrupted
+
+if TYPE_CHECKING:
+    from anyvla.cli.recipe_help import KeyParser
+    from anyvla.study.executors.base import Executor
+    from anyvla.study.file import StudyFile
+    from anyvla.study.folder import StudyFolder
+    from anyvla.study.jobs import Job
+    from anyvla.study.overview import Overview
+
+
+def add_arguments(parser: KeyParser) -> None:
+    """Add the options of the command."""
+    parser.epilog = "Any key of the study can be set: --seeds '[0]' --set.training.steps 100"
+    parser.add_argument("file", type=Path, help="the study, a YAML file")
+    parser.add_argument("--out", type=Path, help="the study's folder (default: outputs/studies/<name>)")
+    parser.add_argument("--dry-run", action="store_true", help="only show cells, jobs, hours and disk")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--processes", type=int, help="jobs at once (default: one for each core)")
+    parser.add_argument("--threads", type=int, default=1, help="threads and simulators of each job (default: 1)")
+    parser.add_argument("--retry", action="store_true", help="also run jobs again that have failed")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what is missing, and print an overview. The status is 1 if a cell failed."""
+    from anyvla.study.executors.local import LocalExecutor
+    from anyvla.study.file import read_study
+    from anyvla.study.folder import StudyFolder
+    from anyvla.study.overview import look
+
+    study = read_study(options.file, options.overrides)
+    folder = StudyFolder(options.out or Path("outputs") / "studies" / study.name)
+    processes = options.processes or max(1, (os.cpu_count() or 1) // options.threads)
+    overview = look(study, options.file, folder, retry=options.retry)
+    if options.dry_run:
+        show(overview, processes, as_json=options.json)
+        return 0
+    show(overview, processes)
+    needed, free = overview.gigabytes, folder.gigabytes_free()
+    if needed > free:
+        raise ConfigError(
+            f"the study needs about {needed:.1f} GB more, and the disk of {folder.root} has {free:.1f} GB free: give "
+            "an --out on another disk, or fewer cells"
+        )
+    folder.claim(study)
+    with lock_folder(folder.root):
+        finish(study, overview, folder, LocalExecutor(processes), options.threads, options.retry)
+    after = look(study, options.file, folder)
+    show(after, processes, as_json=options.json)
+    return 1 if after.states.get("failed") or after.states.get("over") else 0
+
+
+def finish(
+    study: StudyFile, overview: Overview, folder: StudyFolder, executor: Executor, threads: int, retry: bool
+) -> None:
+    """Run the missing jobs, and write the line of each cell when it ends. Raises Interrupted."""
+    from anyvla.cli.common import ProgressBar
+    from anyvla.study.executors.base import Needs
+    from anyvla.study.record import record
+    from anyvla.study.schedule import Scheduler
+
+    if retry:
+        for name in overview.jobs:
+            folder.forget_failure(name)
+    open_cells = {cell.name: cell for cell in overview.cells}
+    lines = dict(overview.lines)
+
+    def write_ended(_: Job | None = None) -> None:
+        for name, cell in list(open_cells.items()):
+            if record(study, cell, overview.jobs_of.get(name), folder, lines.get(name)):
+                del open_cells[name]
+        bar(len(overview.cells) - len(open_cells), len(overview.cells))
+
+    def find_needs(job: Job) -> Needs:
+        estimate = overview.estimates[job.kind]
+        limit = study.budget.memory_gb or overview.machine_gb / 2
+        return Needs(study.budget.minutes, limit, min(estimate.memory_gb, limit), threads)
+
+    with ProgressBar("cells") as bar, graceful() as stop:
+        write_ended()
+        try:
+            whole = Scheduler(overview.jobs, folder, executor, find_needs, write_ended).run(stop)
+        finally:
+            executor.close()
+    if not whole:
+        raise Interrupted("stopped; run the same command to resume")
+
+
+def show(overview: Overview, processes: int, as_json: bool = False) -> None:
+    """Print what there is to do and what is done."""
+    if as_json:
+        print(json.dumps(overview.to_dict(processes), indent=1))
+        return
+    console.print(overview.to_text(processes), soft_wrap=True)

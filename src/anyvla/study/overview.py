@@ -1,0 +1,163 @@
+"""Look at a study: its cells, the jobs that are missing, and the hours and the disk that they will need."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import psutil
+
+from anyvla.study.cells import Cell, expand
+from anyvla.study.file import StudyFile
+from anyvla.study.folder import Done, StudyFolder
+from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
+from anyvla.study.schedule import Estimate, find_failed
+from anyvla.study.store import CellLine, read_store
+
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+# Before anything is measured: jobs of small models on a laptop.
+_GUESS: Mapping[Kind, Estimate] = {
+    "collect": Estimate(3, 2.0, 0.05),
+    "codec": Estimate(1, 2.0, 0.01),
+    "train": Estimate(10, 2.0, 0.1),
+    "evaluate": Estimate(3, 2.0, 0.02),
+}
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The state of a study."""
+
+    study: StudyFile
+    cells: tuple[Cell, ...]
+    jobs_of: Mapping[str, CellJobs]  # of the valid cells, by name
+    jobs: Mapping[str, Job]  # of all cells, each once, in an order in which they can run
+    missing: tuple[Job, ...]
+    failed: Mapping[str, str]  # jobs that can't run -> the job that failed
+    reasons: Mapping[str, str]  # of jobs that failed
+    estimates: Mapping[Kind, Estimate]
+    measured: Mapping[Kind, int]  # jobs that an estimate is the mean of
+    lines: Mapping[str, CellLine]  # of the store, by cell
+
+    @cached_property
+    def states(self) -> Mapping[str, int]:
+        """The number of cells by state: done, missing, failed, invalid."""
+        return Counter(self.state(cell) for cell in self.cells)
+
+    def state(self, cell: Cell) -> str:
+        """Return the state of a cell."""
+        if cell.invalid:
+            return "invalid"
+        names = self.jobs_of[cell.name].jobs
+        if any(name in self.failed for name in names):
+            return "failed"
+        missing = {job.name for job in self.missing}
+        return "missing" if missing & set(names) else "done"
+
+    @property
+    def minutes(self) -> float:
+        """The minutes of the missing jobs, one after another."""
+        return sum(self.estimates[job.kind].minutes for job in self.missing)
+
+    @property
+    def gigabytes(self) -> float:
+        """The disk that the missing jobs need."""
+        return sum(self.estimates[job.kind].gigabytes for job in self.missing)
+
+    @property
+    def machine_gb(self) -> float:
+        """The memory of this machine."""
+        return psutil.virtual_memory().total / 1e9
+
+    def to_dict(self, processes: int) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "study": self.study.name,
+            "question": self.study.question,
+            "states": dict(self.states),
+            "jobs": {
+                kind: {
+                    "all": sum(job.kind == kind for job in self.jobs.values()),
+                    "missing": sum(job.kind == kind for job in self.missing),
+                    "minutes_each": round(self.estimates[kind].minutes, 2),
+                    "measured": self.measured[kind],
+                }
+                for kind in _KINDS
+            },
+            "hours": round(self.minutes / 60 / processes, 2),
+            "processes": processes,
+            "gigabytes": round(self.gigabytes, 2),
+            "cells": [
+                {"cell": cell.name, "labels": dict(cell.labels), "seed": cell.seed, "state": self.state(cell)}
+                | ({"reason": reason} if (reason := self._reason(cell)) else {})
+                for cell in self.cells
+            ],
+        }
+
+    def to_text(self, processes: int) -> str:
+        """Return some lines for people."""
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(self.states.items()))
+        lines = [f"{self.study.name}: {len(self.cells)} cells: {counts}"]
+        for kind in _KINDS:
+            every = sum(job.kind == kind for job in self.jobs.values())
+            if every:
+                left, of = sum(job.kind == kind for job in self.missing), self.estimates[kind]
+                basis = f"measured on {self.measured[kind]}" if self.measured[kind] else "a guess"
+                lines.append(f"  {kind}: {every - left} of {every} done; {of.minutes:.1f} minutes each ({basis})")
+        if self.missing:
+            hours = self.minutes / 60 / processes
+            lines.append(f"  left: about {hours:.1f} hours in {processes} processes, and {self.gigabytes:.1f} GB")
+        for state in ("invalid", "failed"):
+            of_state = [cell for cell in self.cells if self.state(cell) == state]
+            reasons = Counter(self._reason(cell) for cell in of_state)
+            lines += [f"  {state}, {count} cells: {reason}" for reason, count in reasons.most_common(5)]
+        return "\n".join(lines)
+
+    def _reason(self, cell: Cell) -> str:
+        if cell.invalid:
+            return cell.invalid
+        causes = [self.failed[name] for name in self.jobs_of[cell.name].jobs if name in self.failed]
+        return f"{self.jobs[causes[0]].kind}: {self.reasons[causes[0]]}" if causes else ""
+
+
+def look(study: StudyFile, source: Path, folder: StudyFolder, *, retry: bool = False) -> Overview:
+    """Return the state of a study in a folder. With `retry`, jobs that have failed are missing. Raises ConfigError."""
+    cells = expand(study, source)
+    jobs_of = {cell.name: list_jobs(cell, study.benchmarks) for cell in cells if not cell.invalid}
+    jobs: dict[str, Job] = {}
+    for of in jobs_of.values():
+        jobs |= of.jobs
+    failed = {} if retry else find_failed(jobs, folder)
+    causes = {name: folder.failure(name) for name in set(failed.values())}
+    done = {name: found for name in jobs if (found := folder.done(name)) is not None}
+    missing = [job for name, job in jobs.items() if name not in failed and name not in done]
+    by_kind = {kind: [found for name, found in done.items() if jobs[name].kind == kind] for kind in _KINDS}
+    return Overview(
+        study=study,
+        cells=tuple(cells),
+        jobs_of=jobs_of,
+        jobs=jobs,
+        missing=tuple(missing),
+        failed=failed,
+        reasons={name: "" if cause is None else cause.reason for name, cause in causes.items()},
+        estimates={kind: _estimate(kind, found) for kind, found in by_kind.items()},
+        measured={kind: len(found) for kind, found in by_kind.items()},
+        lines={line.cell: line for line in read_store(folder.store)} if folder.store.is_file() else {},
+    )
+
+
+def _estimate(kind: Kind, done: Iterable[Done]) -> Estimate:
+    """Return the mean time and size of finished jobs of a kind, and their largest memory."""
+    found = list(done)
+    if not found:
+        return _GUESS[kind]
+    return Estimate(
+        statistics.fmean(one.minutes for one in found),
+        max(one.memory_gb for one in found),
+        statistics.fmean(one.gigabytes for one in found),
+    )

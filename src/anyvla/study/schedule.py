@@ -1,0 +1,107 @@
+"""Run the jobs of a study: those that are missing, in an order in which each finds what it needs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from anyvla.study.executors.base import Ended, Executor, Needs
+from anyvla.study.folder import LOG, Failure, StudyFolder
+from anyvla.study.jobs import Job, Kind
+
+IN_USE = 75  # the exit status of a job whose folder another process uses
+_RETRY_S = 10.0  # until such a job is tried again
+_FIRST: Mapping[Kind, int] = {"evaluate": 0, "codec": 1, "train": 2, "collect": 3}  # so that cells end early
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the jobs of one kind need, as measured so far."""
+
+    minutes: float
+    memory_gb: float
+    gigabytes: float
+
+
+def find_missing(jobs: Mapping[str, Job], folder: StudyFolder) -> list[Job]:
+    """Return the jobs that are neither done nor known to fail, also not by a job that they need."""
+    failed = find_failed(jobs, folder)
+    return [job for name, job in jobs.items() if name not in failed and folder.done(name) is None]
+
+
+def find_failed(jobs: Mapping[str, Job], folder: StudyFolder) -> dict[str, str]:
+    """Return the jobs that failed, and those that need one of them, with the name of the job that failed."""
+    failed: dict[str, str] = {}
+    for name, job in jobs.items():  # each comes after those that it needs
+        if folder.done(name) is not None:
+            continue
+        if folder.failure(name) is not None:
+            failed[name] = name
+        elif cause := next((failed[other] for other in job.before if other in failed), None):
+            failed[name] = cause
+    return failed
+
+
+class Scheduler:
+    """Runs jobs on an executor."""
+
+    def __init__(
+        self,
+        jobs: Mapping[str, Job],
+        folder: StudyFolder,
+        executor: Executor,
+        find_needs: Callable[[Job], Needs],
+        on_end: Callable[[Job], None] = lambda job: None,
+    ) -> None:
+        """`on_end` is called for each job that is done or failed."""
+        self._jobs, self._folder, self._executor = jobs, folder, executor
+        self._find_needs, self._on_end = find_needs, on_end
+        self._order = {name: number for number, name in enumerate(jobs)}
+        self._running: set[str] = set()
+        self._later: dict[str, float] = {}  # jobs whose folder was in use -> when to try again
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Run all missing jobs. Return False if `stop` ended it before; jobs in progress can then be resumed."""
+        missing = {job.name for job in find_missing(self._jobs, self._folder)}
+        while missing:
+            if stop():
+                self._executor.close()
+                return False
+            self._submit(missing)
+            for ended in self._executor.wait(0.5):
+                if self._end(ended):
+                    missing = {job.name for job in find_missing(self._jobs, self._folder)}
+        return True
+
+    def _submit(self, missing: set[str]) -> None:
+        now = time.monotonic()
+        ready = [
+            self._jobs[name]
+            for name in missing - self._running
+            if missing.isdisjoint(self._jobs[name].before) and self._later.get(name, 0.0) <= now
+        ]
+        for job in sorted(ready, key=lambda job: (_FIRST[job.kind], self._order[job.name])):
+            needs = self._find_needs(job)
+            if not self._executor.has_room(needs):
+                return
+            self._folder.prepare(job)
+            command = [sys.executable, "-m", "anyvla", "study", "job", str(self._folder.root), job.name]
+            self._executor.submit(job.name, command, needs, self._folder.of(job.name) / LOG)
+            self._running.add(job.name)
+
+    def _end(self, ended: Ended) -> bool:
+        """Note that a process has ended. Return whether its job has too: it is done, or it failed."""
+        self._running.discard(ended.name)
+        job = self._jobs[ended.name]
+        if ended.status == IN_USE:
+            self._later[job.name] = time.monotonic() + _RETRY_S
+            return False
+        if self._folder.done(job.name) is None and (self._folder.failure(job.name) is None or ended.reason):
+            reason = ended.reason or f"it ended with status {ended.status}"
+            tail = self._folder.tail(job.name)
+            text = f"{reason}. The end of its log:\n{tail}" if tail else reason
+            self._folder.set_failure(job.name, Failure(text, ended.over_budget))
+        self._on_end(job)
+        return True
