@@ -130,6 +130,26 @@ def test_a_chain_is_chosen_by_its_number() -> None:
         plan_episodes(SUITES["chains"], EvaluationConfig(episodes=2), [parse("swapped")])
 
 
+def test_swapped_instructs_the_alternative_of_each_task_of_a_chain() -> None:
+    """Most other tasks would be done already, or impossible, in the state of that moment."""
+    tasks = [Task(name, "table", (f"{name} it", f"do {name}")) for name in ("open", "close", "press")]
+    chains, alternatives = [("open", "close"), ("press", "open")], [("press", "press"), ("close", "press")]
+    suite = Suite("s", tasks, 9, chains=chains, alternatives=alternatives)
+    plans = plan_episodes(suite, EvaluationConfig(episodes=2), [parse("swapped")])
+    assert [[(s.task, s.instructed, s.instruction) for s in p.subtasks] for p in plans] == [
+        [("open", "press", "press it"), ("close", "press", "press it")],
+        [("press", "close", "do close"), ("open", "press", "do press")],
+    ]
+    first, _ = plan_episodes(suite, EvaluationConfig(episodes=2), [Condition()])
+    assert [(s.task, s.instructed) for s in first.subtasks] == [("open", "open"), ("close", "close")]
+
+
+def test_single_tasks_of_chains_cannot_be_chosen() -> None:
+    for name, message in (("up", "plays whole chains; choose their number with episodes"), ("upp", "no task 'upp'")):
+        with pytest.raises(ConfigError, match=f"evaluation.tasks: .*{message}"):
+            plan_episodes(SUITES["chains"], EvaluationConfig(tasks=(name,), episodes=1), [Condition()])
+
+
 @pytest.mark.parametrize(
     ("keys", "original", "unrelated"),
     [

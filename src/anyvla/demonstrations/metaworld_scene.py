@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 
-from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld, MetaWorldEnvironment
+from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld
+from anyvla_sim.metaworld.environment import MetaWorldEnvironment
 from anyvla_sim.rendering import HIDDEN, Renderer, View
 
 COLORS = {

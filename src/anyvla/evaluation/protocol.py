@@ -119,6 +119,9 @@ def _plan_condition(condition: Condition, suite: Suite, config: EvaluationConfig
 
 
 def _plan_chains(condition: Condition, suite: Suite, config: EvaluationConfig) -> Iterator[EpisodePlan]:
+    if config.tasks:
+        _asked_tasks(suite, config)  # refuses unknown names first
+        raise ConfigError(f"evaluation.tasks: suite {suite.name} plays whole chains; choose their number with episodes")
     count = config.episodes or suite.episodes
     if config.first_seed + count > len(suite.chains):
         raise ConfigError(
@@ -126,7 +129,12 @@ def _plan_chains(condition: Condition, suite: Suite, config: EvaluationConfig) -
             "requested"
         )
     for seed in range(config.first_seed, config.first_seed + count):
-        made = [_make_subtask(condition.language, suite, suite.task(name), seed) for name in suite.chains[seed]]
+        tasks = suite.chains[seed]
+        others = suite.alternatives[seed] if suite.alternatives else [None] * len(tasks)
+        made = [
+            _make_subtask(condition.language, suite, suite.task(name), seed, other)
+            for name, other in zip(tasks, others, strict=True)
+        ]
         subtasks = tuple(subtask for subtask in made if subtask is not None)
         if len(subtasks) == len(made):
             yield EpisodePlan(condition, CHAIN, seed, subtasks)
@@ -150,8 +158,11 @@ def _check_seeds(suite: Suite, task: Task, first: int, count: int) -> None:
         raise ConfigError(f"seeds from {FIRST_DEMONSTRATION_SEED} on belong to demonstrations; lower first_seed")
 
 
-def _make_subtask(language: str, suite: Suite, task: Task, seed: int) -> Subtask | None:
-    """Return the task with its instruction under a condition; None if the suite has no such instruction."""
+def _make_subtask(language: str, suite: Suite, task: Task, seed: int, alternative: str | None = None) -> Subtask | None:
+    """Return the task with its instruction under a condition; None if the suite has no such instruction.
+
+    `alternative`: the task to instruct under `swapped`; None: any other of the scene.
+    """
     if language == "empty":
         return Subtask(task.name, task.name, "")
     instructed, phrases = task, task.instructions
@@ -162,7 +173,7 @@ def _make_subtask(language: str, suite: Suite, task: Task, seed: int) -> Subtask
     elif language in ("swapped", "unrelated"):
         same_scene = language == "swapped"
         others = [t for t in suite.tasks if (t.scene == task.scene) == same_scene and t.name != task.name]
-        others = [t for t in others if t.instructions]
+        others = [t for t in others if t.instructions and (not same_scene or alternative in (None, t.name))]
         if not others:
             return None
         instructed = others[seed % len(others)]

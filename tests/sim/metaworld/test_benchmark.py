@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld, MetaWorldEnvironment, _adjust_for_expert
+from anyvla_sim.metaworld.benchmark import VIEWS, MetaWorld
+from anyvla_sim.metaworld.environment import MetaWorldEnvironment, _adjust_for_expert
 from anyvla_sim.metaworld.suites import get_scenes, make_suite
 from anyvla_sim.rendering import View
 

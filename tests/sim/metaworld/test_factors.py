@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from anyvla_sim.factors import DISTURBANCES
-from anyvla_sim.metaworld.benchmark import MetaWorld, MetaWorldEnvironment
+from anyvla_sim.metaworld.benchmark import MetaWorld
+from anyvla_sim.metaworld.environment import MetaWorldEnvironment
 from anyvla_sim.metaworld.factors import FACTORS
 
 pytestmark = pytest.mark.simulator("metaworld")

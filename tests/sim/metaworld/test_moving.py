@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anyvla_sim.metaworld.benchmark import MetaWorld, close_up_view
+from anyvla_sim.metaworld.benchmark import MetaWorld
+from anyvla_sim.metaworld.environment import close_up_view
 from anyvla_sim.metaworld.moving import BEYOND_M
 from anyvla_sim.projection import Projection
 from anyvla_sim.rendering import Ornament

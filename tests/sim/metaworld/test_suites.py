@@ -32,6 +32,7 @@ def test_tasks_are_those_of_meta_world() -> None:
     assert set(names["ml45-train"]) == set(ML45_V3["train"])
     assert {name: len(tasks) for name, tasks in names.items()} == {
         "half-open": 6,
+        "chains": 5,
         "mt10": 10,
         "mt50": 50,
         "ml45-train": 45,
@@ -49,9 +50,10 @@ def test_difficulty_is_as_published() -> None:
 
 
 def test_limits_count_actions() -> None:
-    """Meta-World's max_path_length is 500 control steps (sawyer_xyz_env.py); half-open has 200, two an action."""
+    """Meta-World's max_path_length is 500 control steps (sawyer_xyz_env.py); half-open has 200, chains 300."""
     assert {name: (make_suite(name, 1).horizon, make_suite(name, 2).horizon) for name in NAMES} == {
         "half-open": (200, 100),
+        "chains": (300, 150),
         "mt10": (500, 250),
         "mt50": (500, 250),
         "ml45-train": (500, 250),
@@ -62,8 +64,11 @@ def test_limits_count_actions() -> None:
 def test_episodes_and_judgment() -> None:
     """SmolVLA (arXiv 2506.01844) and others play ten episodes of each task of MT50; success counts when reached."""
     found = {name: make_suite(name, 1) for name in NAMES}
-    assert {name: s.episodes for name, s in found.items()} == dict.fromkeys(NAMES, 20) | {"mt50": 10}
-    assert {(s.success_rule, s.starts, s.name) for s in found.values()} == {("reached", None, name) for name in NAMES}
+    assert {name: s.episodes for name, s in found.items()} == dict.fromkeys(NAMES, 20) | {"mt50": 10, "chains": 100}
+    starts = dict.fromkeys(NAMES) | {"chains": 1000}
+    assert {(s.success_rule, s.starts, s.name) for s in found.values()} == {
+        ("reached", starts[name], name) for name in NAMES
+    }
 
 
 def test_pairs_of_half_open_share_their_scene_and_no_marker_shows_the_goal() -> None:
@@ -108,6 +113,7 @@ def test_instructions_are_unique_and_no_paraphrase_is_demonstrated(found: Suite)
 # Every phrase is part of the protocol: a policy is evaluated with the phrases that it was trained with. A change makes
 # results incomparable with earlier ones, so it must be made here as well.
 PHRASE_HASHES = {
+    "chains": "cf4841e257e13df5",
     "half-open": "32249f0d316e439b",
     "mt10": "c01ce5dc9af212d9",
     "mt50": "5ce3a88112a2276c",

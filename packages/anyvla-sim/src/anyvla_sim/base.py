@@ -58,6 +58,8 @@ class Suite:
     starts: int | None = None  # start states per task, seeds 0 .. starts-1; None: every seed is one
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # tasks whose average is reported: "easy"
     chains: Sequence[Sequence[str]] = ()  # tasks in a row without a reset; seed i plays chains[i]
+    # For each task of each chain, another that is possible in the same state: the instruction under `swapped`. (): any.
+    alternatives: Sequence[Sequence[str]] = ()
     success_rule: str = "reached"  # or "end": the episode lasts until the horizon, and its goal must hold then
 
     def task(self, name: str) -> Task:
@@ -94,6 +96,9 @@ class Environment(Protocol):
 
     def reset(self, task: str, seed: int, factors: Mapping[str, str]) -> None:
         """Start an episode. Scene, seed and factors determine the start state, whatever was played before.
+
+        In a suite with chains, a seed below their number starts that chain; a later one starts somewhere in a chain in
+        which the task is possible, and then the task decides about the start state, too.
 
         Equal actions from there give equal episodes, bit for bit, so that videos and demonstrations can be replayed.
         `factors` maps some of `Benchmark.factors` to a level. Raises ValueError for an unknown task, a seed without a

@@ -31,6 +31,8 @@ def find_object_joints(sim: Any) -> list[Any]:
 class MetaWorldFactors(SceneFactors):
     """The changeable looks and start states of one of Meta-World's simulators."""
 
+    _movable: Sequence[int] = (0, 1)  # the coordinates of a position that may leave their range
+
     def __init__(self, sim: Any) -> None:
         super().__init__("metaworld", FACTORS, sim.model)
         self._sim = sim
@@ -60,7 +62,7 @@ class MetaWorldFactors(SceneFactors):
     def _change_position(self, level: str, rng: np.random.Generator) -> None:
         """Sample one horizontal coordinate from beyond its range; the coordinate and the side are random."""
         low, high = self._space.low.copy(), self._space.high.copy()
-        free = [i for i in range(len(low)) if i % 3 < 2 and high[i] - low[i] > 1e-6]
+        free = [i for i in range(len(low)) if i % 3 in self._movable and high[i] - low[i] > 1e-6]
         dim = int(rng.choice(free))
         near, far = _BEYOND_M[level]
         if rng.random() < 0.5:
@@ -68,6 +70,15 @@ class MetaWorldFactors(SceneFactors):
         else:
             low[dim], high[dim] = low[dim] - far, low[dim] - near
         self._sim._random_reset_space = type(self._space)(low, high, dtype=self._space.dtype)
+
+
+class TableFactors(MetaWorldFactors):
+    """The changeable looks and start states of the scene with three objects (`table`)."""
+
+    _movable = (1,)  # sideways, the objects would touch each other
+
+    def _sample_distractor_position(self, size: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+        return (rng.uniform(-0.3, 0.3), rng.uniform(0.42, 0.52), size[2])  # before the objects
 
 
 class MetaWorldDisturber(Disturber):

@@ -1,8 +1,10 @@
-"""The suites of Meta-World (arXiv 1910.10897): MT10, MT50, ML45, and `half-open`, which needs the instruction.
+"""The suites of Meta-World (arXiv 1910.10897): MT10, MT50, ML45, and `half-open` and `chains`, which need instructions.
 
 On the stock tasks the start state gives the task away (a closed drawer can only be opened), so a policy that ignores
 its instruction scores 100 %. In `half-open` the drawer and the window start half open, both instructions of a pair
 share a scene and its start states, goal markers are hidden, and success is judged at the instructed goal.
+
+`chains` has several tasks in a row in a scene of three objects (`chain_tasks`).
 
 Meta-World has no language; anyvla adds the phrases, in `phrases.json`. MT50 is split by difficulty as in arXiv
 2206.14244, which SmolVLA and others report.
@@ -15,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyvla_sim.base import Suite, Task
+from anyvla_sim.metaworld.chain_tasks import COUNT, GOALS, LONGEST, list_chains
 
 CONTROL_STEPS = 500  # horizon of a stock episode in control steps of 80 Hz, as published
 HALF_OPEN_STEPS = 200
+CHAIN_STEPS = 300  # for each task of a chain
+TABLE = "table"  # the scene of `chains`, which Meta-World does not have
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,23 @@ _HALF_OPEN_SCENES = {
     "door": SceneConfig("door-open-v3", goal_shown=False),
     "button": SceneConfig("button-press-topdown-v3", goal_shown=False),
 }
+_CHAIN_SCENES = {TABLE: SceneConfig(TABLE, goal_shown=False)}
 _STOCK_SCENES = {task: SceneConfig(f"{task}-v3") for task in _STOCK}
-NAMES = ("half-open", "mt10", "mt50", "ml45-train", "ml45-test")
+NAMES = ("half-open", "chains", "mt10", "mt50", "ml45-train", "ml45-test")
 
 
 def get_scenes(suite: str) -> dict[str, SceneConfig]:
     """Return the scenes of a suite by name."""
-    return _HALF_OPEN_SCENES if suite == "half-open" else _STOCK_SCENES
+    return {"half-open": _HALF_OPEN_SCENES, "chains": _CHAIN_SCENES}.get(suite, _STOCK_SCENES)
 
 
-def make_suite(name: str, repeat: int) -> Suite:
-    """Return the suite `name`, one of NAMES, for actions of `repeat` control steps."""
+def make_suite(name: str, repeat: int, chain: int = LONGEST) -> Suite:
+    """Return the suite `name`, one of NAMES, for actions of `repeat` control steps and chains of `chain` tasks."""
     if name == "half-open":
         tasks = [Task(task, task.partition("-")[0], phrases, _STOCK[task][1:]) for task, phrases in _HALF_OPEN.items()]
         return Suite(name, tasks, HALF_OPEN_STEPS // repeat)
+    if name == "chains":
+        return _make_chain_suite(repeat, chain)
     chosen = {
         "mt10": list(_STOCK)[:10],
         "mt50": list(_STOCK),
@@ -84,3 +92,17 @@ def make_suite(name: str, repeat: int) -> Suite:
     tasks = [Task(task, task, _STOCK[task][:1], _STOCK[task][1:]) for task in chosen]
     groups = DIFFICULTY if name == "mt50" else {}
     return Suite(name, tasks, CONTROL_STEPS // repeat, episodes=10 if name == "mt50" else 20, groups=groups)
+
+
+def _make_chain_suite(repeat: int, length: int) -> Suite:
+    tasks = [Task(name, TABLE, _HALF_OPEN[goal.stock], _STOCK[goal.stock][1:]) for name, goal in GOALS.items()]
+    chains = list_chains(length)
+    return Suite(
+        "chains",
+        tasks,
+        CHAIN_STEPS // repeat,
+        episodes=100,
+        starts=COUNT,
+        chains=[list(chain.tasks) for chain in chains],
+        alternatives=[list(chain.others) for chain in chains],
+    )
