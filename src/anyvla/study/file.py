@@ -160,7 +160,7 @@ def _label(axis: str, value: Any) -> str:
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         return str(value["name"])
     if isinstance(value, str | int | float | bool) or value is None:
-        return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     raise ValueError(f"axes: a value of {axis!r} has no short name: give named values, as in {axis}: {{small: ...}}")
 
 

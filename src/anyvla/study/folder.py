@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.config import ConfigError, to_dict
+from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.files import durable
 from anyvla.files.documents import DocumentError, read_object
 from anyvla.recipe import Recipe, build_recipe
@@ -35,6 +36,7 @@ class Done:
     memory_gb: float
     gigabytes: float  # on the disk
     episodes: int = 0  # per task that were asked for, of an evaluation; 0: as the suite says
+    unrelated_episodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,12 @@ class StudyFolder:
         recipe = build_recipe(keys, str(self.of(name) / _JOB))
         return document["kind"], recipe, None if policy is None else self.of(policy)
 
-    def done(self, name: str) -> Done | None:
-        """Return what a job has used; None if it is not done."""
+    def done(self, job: Job) -> Done | None:
+        """Return what a job has used; None if it is not done, also if more episodes are asked for now."""
         with contextlib.suppress(DocumentError):
-            return Done(**read_object(self.of(name) / _DONE))
+            done = Done(**read_object(self.of(job.name) / _DONE))
+            if job.kind != "evaluate" or _covers(done, job.recipe.evaluation):
+                return done
         return None
 
     def failure(self, name: str) -> Failure | None:
@@ -125,10 +129,6 @@ class StudyFolder:
         """Let a job that failed run again."""
         (self.of(name) / _FAILED).unlink(missing_ok=True)
 
-    def forget_done(self, name: str) -> None:
-        """Let a job run on, such as an evaluation of which more episodes are asked."""
-        (self.of(name) / _DONE).unlink(missing_ok=True)
-
     def tail(self, name: str, lines: int = 5) -> str:
         """Return the last lines of a job's log."""
         try:
@@ -141,6 +141,11 @@ class StudyFolder:
         """Return the free space of the disk."""
         at = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
         return shutil.disk_usage(at).free / 1e9
+
+
+def _covers(done: Done, asked: EvaluationConfig) -> bool:
+    pairs = ((done.episodes, asked.episodes or 0), (done.unrelated_episodes, asked.unrelated_episodes or 0))
+    return all(played == wanted or 0 < wanted <= played for played, wanted in pairs)
 
 
 def measure_folder(folder: Path) -> float:

@@ -134,7 +134,7 @@ def look(study: StudyFile, source: Path, folder: StudyFolder, *, retry: bool = F
         jobs |= of.jobs
     failed = {} if retry else find_failed(jobs, folder)
     causes = {name: folder.failure(name) for name in set(failed.values())}
-    done = {name: found for name in jobs if (found := folder.done(name)) is not None}
+    done = {name: found for name, job in jobs.items() if (found := folder.done(job)) is not None}
     missing = [job for name, job in jobs.items() if name not in failed and name not in done]
     by_kind = {kind: [found for name, found in done.items() if jobs[name].kind == kind] for kind in _KINDS}
     return Overview(

@@ -32,7 +32,7 @@ def record(study: StudyFile, cell: Cell, jobs: CellJobs | None, folder: StudyFol
         line = _begin(study, cell, state="invalid", error=cell.invalid)
     else:
         failed = find_failed(jobs.jobs, folder)
-        if any(name not in failed and folder.done(name) is None for name in jobs.jobs):
+        if any(name not in failed and folder.done(job) is None for name, job in jobs.jobs.items()):
             return False
         line = _describe_failure(study, cell, jobs, folder, failed) if failed else _describe(study, cell, jobs, folder)
     if known is None or _without_time(known) != _without_time(line):
@@ -76,8 +76,8 @@ def _describe(study: StudyFile, cell: Cell, jobs: CellJobs, folder: StudyFolder)
 def _measure_costs(jobs: CellJobs, folder: StudyFolder, results: list[EpisodeResult]) -> dict[str, float]:
     """Return minutes by kind of job (shared jobs count in every cell), memory, parameters and latency."""
     costs: dict[str, float] = {}
-    for name, job in jobs.jobs.items():
-        done = folder.done(name)
+    for job in jobs.jobs.values():
+        done = folder.done(job)
         if done is not None:
             key = f"minutes.{job.kind}"
             costs[key] = round(costs.get(key, 0.0) + done.minutes, 3)

@@ -28,14 +28,14 @@ class Estimate:
 def find_missing(jobs: Mapping[str, Job], folder: StudyFolder) -> list[Job]:
     """Return the jobs that are neither done nor known to fail, also not by a job that they need."""
     failed = find_failed(jobs, folder)
-    return [job for name, job in jobs.items() if name not in failed and folder.done(name) is None]
+    return [job for name, job in jobs.items() if name not in failed and folder.done(job) is None]
 
 
 def find_failed(jobs: Mapping[str, Job], folder: StudyFolder) -> dict[str, str]:
     """Return the jobs that failed, and those that need one of them, with the name of the job that failed."""
     failed: dict[str, str] = {}
     for name, job in jobs.items():  # each comes after those that it needs
-        if folder.done(name) is not None:
+        if folder.done(job) is not None:
             continue
         if folder.failure(name) is not None:
             failed[name] = name
@@ -98,7 +98,7 @@ class Scheduler:
         if ended.status == IN_USE:
             self._later[job.name] = time.monotonic() + _RETRY_S
             return False
-        if self._folder.done(job.name) is None and (self._folder.failure(job.name) is None or ended.reason):
+        if self._folder.done(job) is None and (self._folder.failure(job.name) is None or ended.reason):
             reason = ended.reason or f"it ended with status {ended.status}"
             tail = self._folder.tail(job.name)
             text = f"{reason}. The end of its log:\n{tail}" if tail else reason

@@ -73,9 +73,15 @@ def _run(folder: StudyFolder, name: str, threads: int) -> None:
             assert policy is not None
             config = _with_processes(recipe, threads).evaluation
             play(policy / "checkpoint", recipe.benchmark, recipe.environment, config, run, videos=False)
-    asked = (recipe.evaluation.episodes or 0) if kind == "evaluate" else 0
-    size = measure_folder(run)
-    folder.set_done(name, Done(meter.minutes, meter.peak_memory_gb, size, asked))
+    asked = recipe.evaluation
+    done = Done(
+        meter.minutes,
+        meter.peak_memory_gb,
+        measure_folder(run),
+        asked.episodes or 0,
+        asked.unrelated_episodes or 0,
+    )
+    folder.set_done(name, done)
 
 
 def _with_processes(recipe: Recipe, count: int) -> Recipe:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyvla.config import ConfigError
+from anyvla.study.cells import Cell, expand
+from anyvla.study.file import read_study
+from tests.study.toy import write_study
+
+
+def cells(path: Path) -> list[Cell]:
+    return expand(read_study(path), path)
+
+
+def test_every_combination_of_labels_and_seeds_is_a_cell(tmp_path: Path) -> None:
+    found = cells(write_study(tmp_path, set={"training.steps": 3}))
+    assert len(found) == 8
+    assert len({cell.name for cell in found}) == 8
+    for cell in found:
+        assert cell.recipe.model.chunk == int(cell.labels["model.chunk"])
+        assert (cell.recipe.training.optim.lr == 3e-4) == (cell.labels["rate"] == "low")
+        assert (cell.recipe.training.seed, cell.recipe.training.steps) == (cell.seed, 3)
+
+
+def test_excluded_cells_are_left_out(tmp_path: Path) -> None:
+    found = cells(write_study(tmp_path, exclude=[{"model.chunk": "2", "rate": ["low"]}]))
+    assert len(found) == 6
+    assert ("2", "low") not in {(cell.labels["model.chunk"], cell.labels["rate"]) for cell in found}
+
+
+def test_a_whole_part_is_a_value_of_an_axis(tmp_path: Path) -> None:
+    axes = {"model.fuser": {"small": {"name": "mlp", "widths": [8]}, "none": "identity"}}
+    found = cells(write_study(tmp_path, axes=axes, comparisons=[{"name": "a", "axis": "model.fuser"}]))
+    assert [cell.recipe.model.fuser.name for cell in found] == ["mlp", "mlp", "identity", "identity"]
+
+
+def test_keys_of_several_axes_are_joined_and_dotted_ones_are_read(tmp_path: Path) -> None:
+    axes = {"a": {"x": {"training.steps": 5}}, "b": {"y": {"training": {"batch_size": 2}}, "z": {}}}
+    [first, *_] = cells(write_study(tmp_path, axes=axes, comparisons=[{"name": "a", "axis": "b"}]))
+    assert (first.recipe.training.steps, first.recipe.training.batch_size) == (5, 2)
+
+
+def test_a_cell_whose_recipe_is_refused_is_kept_with_the_reason(tmp_path: Path) -> None:
+    axes = {"model.chunk": [2, 4, -1]}
+    found = cells(write_study(tmp_path, axes=axes))
+    assert [bool(cell.invalid) for cell in found] == [False] * 4 + [True] * 2
+    assert "model.chunk" in found[-1].invalid
+
+
+def test_stages_are_read_with_the_seed(tmp_path: Path) -> None:
+    chain = {"stages": {"pretrain": {"collect": {"seed": 1}}, "last": {"training": {"steps": 1}}}}
+    found = cells(
+        write_study(
+            tmp_path,
+            recipe=chain,
+            axes={"stages.last.training.steps": [1, 3]},
+            comparisons=[{"name": "a", "axis": "stages.last.training.steps"}],
+        )
+    )
+    assert [stage.recipe.training.seed for stage in found[1].stages] == [1, 1]
+    assert [cell.recipe.training.steps for cell in found] == [1, 1, 3, 3]
+
+
+ON = [{"name": "a", "axis": "a"}]
+CHUNKS = {"axes": {"model.chunk": [2, 4, -1]}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"axes": {"chunk": [2]}, "comparisons": [{"name": "a", "axis": "chunk"}]}, "'chunk' is no field.*model.chunk"),
+        ({"axes": {"a": {"x": 3}}, "comparisons": ON}, "keys of a recipe are needed"),
+        ({"axes": {"a": {"x": {"modl": {}}}}, "comparisons": ON}, "did you mean 'model'"),
+        ({"axes": {"model.chunk": [-1, 0]}}, "no cell of the study is valid"),
+        ({"exclude": [{"model.chunk": ["2", "4"]}]}, "leaves nothing"),
+        ({"exclude": [{"model.chunk": "2"}]}, "'chunk' needs valid cells with 2 labels"),
+        (CHUNKS | {"comparisons": [{"name": "a", "axis": "model.chunk", "against": ["-1"]}]}, "chunk=-1.* is refused"),
+        ({"base": "quickstrat"}, "did you mean 'quickstart'"),
+        ({"axes": {"model.chnk": [2]}, "comparisons": [{"name": "a", "axis": "model.chnk"}]}, "did you mean 'chunk'"),
+    ],
+)
+def test_a_study_without_the_cells_that_it_needs_is_refused(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?is){said}"):
+        cells(write_study(tmp_path, **keys))

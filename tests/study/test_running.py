@@ -1,0 +1,159 @@
+"""A whole study of the toy benchmark, in one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyvla.cli.study.run import finish
+from anyvla.study.file import read_study
+from anyvla.study.folder import StudyFolder
+from anyvla.study.overview import Overview, look
+from anyvla.study.store import CellLine, read_store
+from tests.evaluation import toy_opened  # noqa: F401 (registers the benchmark `toy`)
+from tests.study.toy import RECIPE, InProcess, write_study
+
+SMALL: dict[str, Any] = {"axes": {"model.chunk": [2, 4]}, "seeds": [0]}
+
+
+def run(path: Path, root: Path, executor: InProcess | None = None, *, retry: bool = False) -> list[str]:
+    """Run what is missing of a study. Return the kinds of the jobs that ran."""
+    study, folder, executor = read_study(path), StudyFolder(root), executor or InProcess()
+    overview = look(study, path, folder, retry=retry)
+    folder.claim(study)
+    finish(study, overview, folder, executor, threads=1, retry=retry)
+    return [name.partition("-")[0] for name in executor.ran]
+
+
+def see(path: Path, root: Path) -> Overview:
+    return look(read_study(path), path, StudyFolder(root))
+
+
+def lines(root: Path) -> dict[str, CellLine]:
+    return {line.cell: line for line in read_store(root / "store.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study, beside its file."""
+    folder = tmp_path_factory.mktemp("study")
+    assert run(write_study(folder, **SMALL), folder / "out") == ["collect", "train", "evaluate", "train", "evaluate"]
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study at another place."""
+    shutil.copytree(made, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def test_every_cell_has_a_line_with_its_episodes_and_costs(made: Path) -> None:
+    found = lines(made / "out")
+    assert set(found) == {"chunk=2,seed=0", "chunk=4,seed=0"}
+    for line in found.values():
+        assert line.state == "done"
+        assert {played.condition for played in line.episodes} == {"original"}
+        assert all(len(played.outcomes) == 1 for played in line.episodes)
+        assert {"minutes.collect", "minutes.train", "minutes.evaluate", "parameters", "latency_ms"} <= set(line.costs)
+        assert line.protocols["toy/line"]["episodes"] == 1
+        assert line.recipe == {"model": {"chunk": int(line.labels["model.chunk"])}, "training": {"seed": 0}}
+
+
+def test_a_finished_study_runs_nothing_and_adds_no_line(copy: Path) -> None:
+    before = (copy / "out" / "store.jsonl").read_bytes()
+    assert run(copy / "small.yaml", copy / "out") == []
+    assert (copy / "out" / "store.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "ran"),
+    [
+        ("evaluation", {"horizon": 3}, ["evaluate", "evaluate"]),
+        ("training", {"steps": 1}, ["train", "evaluate", "train", "evaluate"]),
+        ("training", {"log_every": 1}, []),
+    ],
+)
+def test_a_changed_key_makes_only_what_depends_on_it(
+    copy: Path, section: str, keys: dict[str, Any], ran: list[str]
+) -> None:
+    path = write_study(copy, {section: {**RECIPE[section], **keys}}, **SMALL)
+    assert run(path, copy / "out") == ran
+    assert len(lines(copy / "out")) == 2
+
+
+def test_a_further_seed_adds_its_cells_only(copy: Path) -> None:
+    path = write_study(copy, **SMALL | {"seeds": [0, 1]})
+    assert see(path, copy / "out").states == {"done": 2, "missing": 2}
+    assert run(path, copy / "out") == ["train", "evaluate"] * 2
+    assert see(path, copy / "out").states == {"done": 4}
+    assert len(lines(copy / "out")) == 4
+
+
+def test_more_episodes_are_added_to_those_that_exist(copy: Path) -> None:
+    path = write_study(copy, {"evaluation": {**RECIPE["evaluation"], "episodes": 3}}, **SMALL)
+    assert run(path, copy / "out") == ["evaluate", "evaluate"]
+    line = lines(copy / "out")["chunk=2,seed=0"]
+    assert all(len(played.outcomes) == 3 for played in line.episodes)
+
+
+def test_a_failed_cell_is_kept_with_its_error_and_others_go_on(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    shutil.copytree(made / "out", root, symlinks=True)
+    path = write_study(tmp_path, **SMALL | {"seeds": [3]})
+    assert run(path, root, InProcess(fail=["train"])) == ["train", "train"]
+    found = lines(root)
+    assert {line.state for cell, line in found.items() if "seed=3" in cell} == {"failed"}
+    assert found["chunk=2,seed=3"].error.startswith("train: its machine is gone")
+    assert see(path, root).states == {"failed": 2}
+    assert run(path, root) == []  # only on demand
+    assert run(path, root, retry=True) == ["train", "evaluate"] * 2
+    assert {line.state for line in lines(root).values()} == {"done"}
+    assert see(path, root).states == {"done": 2}
+
+
+def test_a_job_that_fails_leaves_its_reason(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    shutil.copytree(made / "out", root, symlinks=True)
+    path = write_study(tmp_path, {"evaluation": {**RECIPE["evaluation"], "tasks": ["nothing"]}}, **SMALL)
+    run(path, root)
+    assert "evaluation.tasks" in lines(root)["chunk=2,seed=0"].error
+    text = see(path, root).to_text(1)
+    assert "failed, 2 cells: evaluate: ConfigError" in text
+
+
+def test_an_invalid_cell_has_a_line_too(copy: Path) -> None:
+    path = write_study(copy, **SMALL | {"axes": {"model.chunk": [2, 4, -1]}})
+    assert run(path, copy / "out") == []
+    line = lines(copy / "out")["chunk=-1,seed=0"]
+    assert line.state == "invalid"
+    assert "model.chunk" in line.error
+
+
+def test_the_overview_counts_shared_jobs_once(made: Path, tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    seen = see(path, tmp_path / "none").to_dict(processes=2)
+    assert {kind: jobs["all"] for kind, jobs in seen["jobs"].items()} == {
+        "collect": 1,
+        "codec": 0,
+        "train": 8,
+        "evaluate": 8,
+    }
+    assert seen["states"] == {"missing": 8}
+    assert seen["hours"] > 0
+    done = see(made / "small.yaml", made / "out").to_dict(processes=2)
+    assert done["hours"] == 0
+    assert done["jobs"]["train"]["measured"] == 2
+    json.dumps(done)
+
+
+def test_a_folder_belongs_to_one_study(made: Path, tmp_path: Path) -> None:
+    other = read_study(write_study(tmp_path, name="other"))
+    with pytest.raises(ValueError, match="is the folder of the study 'small', not of 'other'"):
+        StudyFolder(made / "out").claim(other)
+    with pytest.raises(ValueError, match="is not empty and is no study's folder"):
+        StudyFolder(tmp_path).claim(other)
