@@ -53,6 +53,7 @@ class CellLine:
     recipe: Mapping[str, Any] = field(default_factory=dict)  # the keys that differ from the study's base
     keys: Mapping[str, str] = field(default_factory=dict)  # the content keys of its parts
     versions: Mapping[str, str] = field(default_factory=dict)
+    stopped: bool = False  # its evaluation ended early, because every comparison with the cell was decided
     time: str = ""  # when it ended, UTC
     version: int = VERSION
 

@@ -1,0 +1,149 @@
+"""Make the tables of a study: the score of each group of cells that differ in their training seed only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+
+from anyvla.evaluation.comparison import protocol_differences
+from anyvla.evaluation.conditions import ORIGINAL
+from anyvla.evaluation.intervals import Interval, wilson
+from anyvla.study.analysis.pooling import pool
+from anyvla.study.analysis.scores import Scores, plain_labels, read_scores
+from anyvla.study.file import StudyFile, matches
+from anyvla.study.store import CellLine
+
+# missing: there is no line yet. not played: the cell is done, but not under this condition.
+Progress = Literal["done", "failed", "invalid", "over", "missing", "not played"]
+
+
+@dataclass(frozen=True)
+class SeedScore:
+    """One cell of a group."""
+
+    seed: int  # of the training
+    cell: str  # empty if it is missing
+    progress: Progress
+    error: str  # why it failed
+    rate: Interval | None  # None without episodes
+    length: float | None  # mean tasks in a row
+    simulator_errors: int
+    stopped: bool  # its episodes ended early, so that its rate is biased away from those it was compared with
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group of cells that differ in their training seed only."""
+
+    labels: Mapping[str, str]
+    rate: Interval | None  # the mean of the seeds; the interval takes trainings and start states into account
+    length: Interval | None  # of chains: tasks solved in a row
+    seeds: tuple[SeedScore, ...]  # of all training seeds of the study
+    costs: Mapping[str, float]  # means over the finished cells
+
+    @property
+    def done(self) -> int:
+        """The number of training seeds behind the rate."""
+        return sum(seed.rate is not None for seed in self.seeds)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The scores on one benchmark under one condition."""
+
+    benchmark: str
+    condition: str
+    chance: float | None  # the success rate of a policy that guesses, if the benchmark declares one
+    rows: tuple[Row, ...]
+    protocol_differences: tuple[str, ...]  # why not all rows can be compared
+
+
+def make_tables(study: StudyFile, lines: Sequence[CellLine]) -> list[Table]:
+    """Return a table for each benchmark and condition that a finished cell played.
+
+    A table has all groups of the study, those without results as well, except groups that played other benchmarks only.
+    """
+    played = dict.fromkeys((p.benchmark, p.condition) for line in lines if line.state == "done" for p in line.episodes)
+    order = list(dict.fromkeys(benchmark for benchmark, _ in played))
+    ranked = sorted(played, key=lambda key: (order.index(key[0]), key[1] != ORIGINAL, key[1]))
+    groups = group_lines(study, lines)
+    return [_make_table(study, lines, groups, *key) for key in ranked]
+
+
+def group_lines(study: StudyFile, lines: Iterable[CellLine]) -> list[tuple[dict[str, str], dict[int, CellLine]]]:
+    """Return the labels of every group that the study plans, in the order of the file, with the lines of its seeds."""
+    found = {(frozenset(plain_labels(line).items()), line.seed): line for line in lines}
+    groups = []
+    for combination in product(*(study.labels(axis) for axis in study.axes)):
+        labels = dict(zip(study.axes, combination, strict=True))
+        if not any(matches(labels, excluded) for excluded in study.exclude):
+            key = frozenset(labels.items())
+            groups.append((labels, {seed: found[key, seed] for seed in study.seeds if (key, seed) in found}))
+    return groups
+
+
+def mean_costs(lines: Iterable[CellLine]) -> dict[str, float]:
+    """Return the mean of each cost over the cells that have it."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        for name, value in line.costs.items():
+            found.setdefault(name, []).append(float(value))
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def _make_table(
+    study: StudyFile,
+    lines: Sequence[CellLine],
+    groups: Sequence[tuple[dict[str, str], dict[int, CellLine]]],
+    benchmark: str,
+    condition: str,
+) -> Table:
+    scores = read_scores(lines, benchmark, [condition])
+    lengths = read_scores(lines, benchmark, [condition], "length")
+    number = {policy.cell: row for row, policy in enumerate(scores.policies)}
+    rows = []
+    for labels, own in groups:
+        played = {play.benchmark for line in own.values() for play in line.episodes}
+        if played and benchmark not in played:
+            continue
+        seeds = tuple(_score_seed(seed, own.get(seed), number, scores, lengths) for seed in study.seeds)
+        numbers = [number[line.cell] for line in own.values() if line.cell in number]
+        rows.append(
+            Row(
+                labels=labels,
+                rate=pool(scores, numbers),
+                length=pool(lengths, numbers) if lengths.largest > 1 else None,
+                seeds=seeds,
+                costs=mean_costs(line for line in own.values() if line.state == "done"),
+            )
+        )
+    protocols: list[Mapping[str, Any]] = [policy.protocol for policy in scores.policies]
+    faults = [fault for other in protocols[1:] for fault in protocol_differences(protocols[0], other)]
+    return Table(benchmark, condition, protocols[0].get("chance"), tuple(rows), tuple(dict.fromkeys(faults)))
+
+
+def _score_seed(
+    seed: int, line: CellLine | None, number: Mapping[str, int], scores: Scores, lengths: Scores
+) -> SeedScore:
+    if line is None:
+        return SeedScore(seed, "", "missing", "", None, None, 0, False)
+    at = number.get(line.cell)
+    if at is None:
+        progress: Progress = "not played" if line.state == "done" else line.state
+        return SeedScore(seed, line.cell, progress, line.error, None, None, 0, False)
+    values = scores.values[at][np.isfinite(scores.values[at])]
+    return SeedScore(
+        seed=seed,
+        cell=line.cell,
+        progress=line.state,
+        error=line.error,
+        rate=wilson(int(values.sum()), len(values)) if len(values) else None,
+        length=float(np.nanmean(lengths.values[at])) if lengths.largest > 1 and len(values) else None,
+        simulator_errors=int(scores.errors[at].sum()),
+        stopped=line.stopped,
+    )
