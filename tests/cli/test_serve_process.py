@@ -132,3 +132,19 @@ def test_a_signal_ends_the_command_while_a_library_loads() -> None:
             assert command.wait(20) == -signal.SIGTERM
         finally:
             command.kill()
+
+
+def test_the_process_ends_without_the_cleanup_of_the_interpreter() -> None:
+    """With PyTorch, it takes seconds on a busy machine."""
+    script = (
+        "import atexit, sys\n"
+        "from anyvla.cli.main import main\n"
+        "atexit.register(print, 'cleaned up')\n"
+        "sys.argv = ['anyvla', 'serve', 'a-run', '--protocol', 'none']\n"
+        "print('begun', end='')\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONUTF8": "1"})
+    assert (done.returncode, done.stdout) == (1, "begun")
+    assert "protocols has no 'none'" in done.stderr

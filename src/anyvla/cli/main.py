@@ -80,15 +80,18 @@ def main(argv: list[str] | None = None) -> int:
     except OSError:  # libraries would fail with less helpful messages
         print(f"{name}: the current folder was removed: cd to another one", file=sys.stderr)
         return 1
-    from anyvla.cli.stopping import STOPPED, stoppable
+    from anyvla.cli.stopping import STOPPED, end_process, stoppable
 
     try:
         with stoppable(name):
             from anyvla.cli.common import run_guarded  # imports rich, which help does not need
 
-            return run_guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
+            status = run_guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
     except KeyboardInterrupt:  # outside of `run_guarded`
-        return STOPPED
+        status = STOPPED
+    if argv is None and name == "serve":
+        end_process(status)
+    return status
 
 
 if __name__ == "__main__":

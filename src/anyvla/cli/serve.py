@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,10 +107,7 @@ def main(argv: list[str]) -> int:
     unanswered = asyncio.run(_serve(server, sockets, options.host, announce))
     if unanswered:
         console.print(f"stopped; {unanswered} requests were not answered within {limits.drain_seconds:g} s")
-    if not service.close(0.1 if unanswered else 1.0):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)  # the policy is still computing, and its thread cannot be interrupted
+    service.close(0.1 if unanswered else 1.0)  # a policy that still computes ends with the process
     return 0
 
 
