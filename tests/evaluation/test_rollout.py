@@ -109,7 +109,7 @@ def test_the_line_of_a_chain() -> None:
         benchmark="toy/chains",
         condition="swapped+load=heavy",
         task="chain",
-        instructed="chain",
+        instructed="right",
         instruction="go right",
         seed=7,
         outcome="failure",

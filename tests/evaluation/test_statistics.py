@@ -263,12 +263,30 @@ def test_a_shorter_chain_is_one_of_all_chains():
     assert [i.value for i in chains.in_a_row] == [0.75, 0.5, 0.25, 0.25]
 
 
-def test_chains_have_no_use_of_language():
-    """In a chain only the goal of the current task is judged, so the first one reached is unknown."""
+def test_chains_that_judge_only_the_current_goal_have_no_use_of_language():
+    """As in CALVIN: the goal that is reached first may be another one, which nothing notices."""
     chain = replace(RESULT, task="chain", instructed="chain", length=5, completed=5, reached="open_drawer")
     summary = summarize([chain, replace(chain, condition="swapped", completed=0, outcome="failure")])
     assert summary.original.overall == wilson(1, 1)
     assert summary.language_use is None
+    assert summary.swapped_obeyed is None
+
+
+def test_the_use_of_language_in_chains_is_that_of_their_first_task():
+    lost = {"outcome": "failure", "protocol": {"other_goals": "judged"}}
+    chain = replace(RESULT, task="chain", instructed="chain", length=5, **lost)
+    own = [replace(chain, seed=i, completed=d, reached="shut") for i, d in enumerate([3, 1, 0, 0])]
+    swapped = replace(chain, condition="swapped", instructed="open", completed=0)
+    other = [
+        replace(swapped, seed=0, reached="open"),
+        replace(swapped, seed=1, reached="shut"),
+        replace(swapped, seed=2, reached=None),
+        replace(swapped, seed=3, completed=1, reached="open"),  # the original goal first, then by chance the other
+    ]
+    summary = summarize(own + other)
+    assert summary.swapped_obeyed.overall == wilson(1, 4)
+    assert summary.language_use == wilson(2 + 1, 8)
+    assert summary.conditions["swapped"].chains.in_a_row[0] == wilson(1, 4)
 
 
 def test_the_order_of_conditions_does_not_depend_on_the_order_of_results():

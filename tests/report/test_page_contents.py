@@ -20,7 +20,7 @@ from anyvla.report.run_report import (
     write_report,
 )
 from anyvla.report.template import environment
-from tests.fake_run import make_run
+from tests.fake_run import make_run, write_results
 from tests.report.reading import Page
 from tests.report.test_page import original_and_swapped
 
@@ -200,3 +200,30 @@ def test_an_index_of_videos_of_format_2_is_read_under_todays_names(tmp_path):
     (tmp_path / "index.json").write_text(json.dumps([entry]))
     (clip,) = read_clips(tmp_path)
     assert (clip.path.name, clip.instructed, clip.condition) == ("told-a-0.mp4", "a", "original+light=colored")
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_the_page_of_chains_names_their_average_length(tmp_path: Path, judged: bool) -> None:
+    """`swapped` counts the first task. Where only the current goal is judged, nobody knows what else was reached."""
+    run = make_run(tmp_path / "run", filmed=False)
+    base = replace(
+        original_and_swapped(1, 0, 0, 1)[0],
+        task="chain",
+        instructed="chain",
+        length=5,
+        protocol={"other_goals": "judged"} if judged else {},
+    )
+    lines = [
+        replace(base, seed=i, completed=d, outcome="success" if d == 5 else "failure") for i, d in enumerate([5, 2, 3])
+    ]
+    lines += [
+        replace(base, condition="swapped", instructed="b", reached="b", seed=i, outcome="failure") for i in range(3)
+    ]
+    (run / "eval" / "results.jsonl").unlink()
+    write_results(run / "eval" / "results.jsonl", lines)
+    page = Page(write_report(run))
+    text = " ".join(" ".join(page.sections.values()).split())
+    assert "The robot solved 3.33 of 5 tasks in a row, on average over 3 chains" in text
+    assert ("whether it uses the instruction was not tested" in text) is not judged
+    assert ("it reached the original goal in 0 of 3" in text) is judged
+    assert "Average length 3.33" in text

@@ -98,6 +98,7 @@ def harness_protocol(suite: Suite, config: EvaluationConfig) -> dict[str, Any]:
         "groups": {name: list(tasks) for name, tasks in suite.groups.items()},
         "episodes": config.episodes or suite.episodes,
         "first_seed": config.first_seed,
+        **({"other_goals": "judged"} if suite.alternatives else {}),
     }
 
 

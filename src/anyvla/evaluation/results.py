@@ -33,7 +33,8 @@ class EpisodeResult:
     benchmark: str  # "metaworld/mt10"
     condition: str  # "original", "swapped+light=dim": see `conditions`
     task: str  # its scene gives the start state; for chains: "chain"
-    instructed: str  # the task whose instruction was given; `task` under "original"
+    # the task whose instruction was given, in a chain the first one; `task` under "original"
+    instructed: str
     instruction: str  # the first one of the episode
     seed: int
     outcome: Outcome
@@ -57,6 +58,23 @@ class EpisodeResult:
     def success(self) -> bool:
         """Whether the goal of `task` was reached."""
         return self.outcome == "success"
+
+    @property
+    def obeyed(self) -> bool:
+        """Whether the instructed goal was the first one reached; of a chain with its own instructions, all of them."""
+        if self.length > 1 and self.instructed == self.task:
+            return self.success
+        return self.reached == self.instructed and (self.length == 1 or self.completed == 0)
+
+    @property
+    def first_obeyed(self) -> bool:
+        """Whether the first task of a chain ended with its instructed goal; for single tasks `obeyed`."""
+        return self.completed > 0 if self.length > 1 and self.instructed == self.task else self.obeyed
+
+    @property
+    def judges_all(self) -> bool:
+        """Whether all goals were judged all the time, so that a wrong one was noticed."""
+        return self.length == 1 or self.protocol.get("other_goals") == "judged"
 
     @property
     def key(self) -> str:

@@ -83,6 +83,7 @@ class ResultBuilder:
     ) -> EpisodeResult:
         """Return the result of an episode. `subtask_steps`: actions executed in its last subtask."""
         plan = rollout.plan
+        first = plan.subtasks[0]
         extra: dict[str, Any] = {}
         if len(plan.subtasks) > 1:
             extra["chain"] = [subtask.task for subtask in plan.subtasks]
@@ -96,7 +97,7 @@ class ResultBuilder:
             benchmark=self.benchmark,
             condition=str(plan.condition),
             task=plan.task,
-            instructed=plan.subtasks[0].instructed if len(plan.subtasks) == 1 else plan.task,
+            instructed=plan.task if len(plan.subtasks) > 1 and first.instructed == first.task else first.instructed,
             instruction=rollout.instructions[0][1] if rollout.instructions else "",
             seed=plan.seed,
             outcome=outcome,

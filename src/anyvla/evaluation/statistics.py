@@ -66,7 +66,7 @@ class Summary:
     benchmark: str
     checkpoint: str
     conditions: Mapping[str, ConditionSummary]  # `original` first, each kind of instruction before its variations
-    language_use: Interval | None  # None for chains; see `_measure_language_use`
+    language_use: Interval | None  # see `_measure_language_use`
 
     def _rates(self, condition: str) -> Rates | None:
         return self.conditions[condition].success if condition in self.conditions else None
@@ -163,7 +163,7 @@ def _summarize_condition(results: Sequence[EpisodeResult]) -> ConditionSummary:
         clipped=sum(r.clipped > 0 for r in results),
         repeated=sum(r.attempts > 1 for r in results),
         success=_compute_rates(counted, lambda r: r.success),
-        obeyed=_compute_rates([r for r in counted if r.length == 1], lambda r: r.reached == r.instructed),
+        obeyed=_compute_rates([r for r in counted if r.judges_all], lambda r: r.obeyed),
         chains=_summarize_chains(chained) if chained else None,
         disturbed=_summarize_recovery(disturbed) if disturbed else None,
         regrasped=_summarize_recovery(regrasped) if regrasped else None,
@@ -208,15 +208,15 @@ def _measure_language_use(conditions: Mapping[str, Sequence[EpisodeResult]]) -> 
     """Return how often the instructed goal is reached first where only the instruction identifies it.
 
     The rate is over the start states that were played under both `original` and `swapped`; each counts twice. A policy
-    that ignores its instruction gets at most one of the two right. Chains have no such rate, because they judge only
-    the goal of the current task.
+    that ignores its instruction gets at most one of the two right. Of a chain, the first task counts. CALVIN's chains
+    have no such rate, because only the goal of the current task is judged.
     """
     own, other = (
-        {(r.task, r.seed): r for r in conditions.get(name, ()) if r.outcome != "error" and r.length == 1}
+        {(r.task, r.seed): r for r in conditions.get(name, ()) if r.outcome != "error" and r.judges_all}
         for name in (ORIGINAL, "swapped")
     )
     both = [r for key in own.keys() & other.keys() for r in (own[key], other[key])]
-    return wilson(sum(r.reached == r.instructed for r in both), len(both)) if both else None
+    return wilson(sum(r.first_obeyed for r in both), len(both)) if both else None
 
 
 def success_by_delay(summary: Summary) -> dict[int, Interval]:

@@ -42,7 +42,7 @@ INDEXED = ("task", "instructed", "condition", "instruction", "success", "reached
 
 def choose_episodes(results: Sequence[EpisodeResult], failures: int) -> list[EpisodeResult]:
     """Choose a success per task, a swapped twin per scene, an episode per other condition, and `failures` failures."""
-    swapped = {(r.task, r.seed): r for r in results if r.condition == "swapped" and r.reached == r.instructed}
+    swapped = {(r.task, r.seed): r for r in results if r.condition == "swapped" and r.obeyed}
     original = [r for r in results if r.condition == ORIGINAL]
     chosen: list[EpisodeResult] = []
     for task in dict.fromkeys(r.task for r in results):
@@ -57,13 +57,8 @@ def choose_episodes(results: Sequence[EpisodeResult], failures: int) -> list[Epi
         if condition not in (ORIGINAL, "swapped", "unrelated"):
             chosen += [r for r in results if r.condition == condition and r.outcome in ("success", "failure")][:1]
     candidates = [r for r in results if r.condition != "unrelated" and r.outcome in ("failure", "success")]
-    lost = [r for r in candidates if not has_obeyed(r) and r not in chosen]
+    lost = [r for r in candidates if not r.obeyed and r not in chosen]
     return chosen + lost[:failures]
-
-
-def has_obeyed(result: EpisodeResult) -> bool:
-    """Return whether the instruction was followed: the instructed goal was the first one reached."""
-    return result.success if result.instructed == result.task else result.reached == result.instructed
 
 
 def film(
@@ -155,6 +150,6 @@ def _frames(
         goals = environment.step(action)
         reached = next((task for task, holds in goals.items() if holds), None)
     ended.append(reached == result.reached)
-    last = draw_frame(len(track.actions), has_obeyed(result))
+    last = draw_frame(len(track.actions), result.obeyed)
     for _ in range(1 + int(HOLD_S * FPS)):
         yield last

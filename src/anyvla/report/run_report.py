@@ -21,7 +21,7 @@ from anyvla.evaluation.conditions import ORIGINAL
 from anyvla.evaluation.hardware import describe_machine
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.open_loop.summary import SUMMARY, read_summary
-from anyvla.evaluation.statistics import Summary
+from anyvla.evaluation.statistics import ConditionSummary, Summary
 from anyvla.files.documents import read_yaml
 from anyvla.files.durable import replacing
 from anyvla.report import plots
@@ -89,7 +89,7 @@ def _make_context(run: RunFolder, videos: Mapping[Path, str]) -> dict[str, Any]:
         "failures": [c for c in rest if not c.obeyed and c.condition != "unrelated"],
         "unrelated": [c for c in rest if c.condition == "unrelated"],
         "lost": len(run.clips) - len(clips),
-        "failed": sum(r.reached != r.instructed for r in run.results if r.condition != "unrelated"),
+        "failed": sum(not r.obeyed for r in run.results if r.condition != "unrelated"),
         "curves": _draw_curves(run.log),
         "open_loop": _state_open_loop(run.root / "open-loop"),
         "versions": _collect_versions(run),
@@ -109,12 +109,11 @@ def state_verdict(summary: Summary | None) -> Verdict:
     if summary.original is None:
         does = "The policy has not been evaluated with the original instructions yet"
     else:
-        own = summary.original.overall
-        does = f"The robot followed its instruction in {own.successes} of {own.episodes} unseen episodes"
-        does += f" ({plots.format_percent(own.value)})"
+        does = _state_success(summary.conditions[ORIGINAL])
     if summary.swapped is None or summary.swapped_obeyed is None:
         return Verdict("open", f"{does}; whether it uses the instruction was not tested.")
-    first, obeyed = summary.swapped.overall, summary.swapped_obeyed.overall
+    chains = summary.conditions["swapped"].chains
+    first, obeyed = chains.in_a_row[0] if chains else summary.swapped.overall, summary.swapped_obeyed.overall
     counts = (
         f"given the opposite instruction from the same start states, it reached the original goal in {first.successes} "
         f"of {first.episodes}"
@@ -125,6 +124,18 @@ def state_verdict(summary: Summary | None) -> Verdict:
     if first.low > obeyed.high:
         return Verdict("bad", f"{does}, but it ignores the instruction: {counts}.")
     return Verdict("open", f"{does}; whether it uses the instruction remains open: {counts}.")
+
+
+def _state_success(played: ConditionSummary) -> str:
+    assert played.success is not None
+    own = played.success.overall
+    if played.chains is not None:
+        length, most = played.chains.average_length, len(played.chains.in_a_row)
+        return f"The robot solved {length.value:.2f} of {most} tasks in a row, on average over {own.episodes} chains"
+    return (
+        f"The robot followed its instruction in {own.successes} of {own.episodes} unseen episodes "
+        f"({plots.format_percent(own.value)})"
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def _count_paired_starts(run: RunFolder) -> PairedStarts | None:
     both = [(original[r.task, r.seed], r) for r in swapped if (r.task, r.seed) in original]
     if not both:
         return None
-    return PairedStarts(len(both), sum(a.reached == a.instructed and b.reached == b.instructed for a, b in both))
+    return PairedStarts(len(both), sum(a.first_obeyed and b.first_obeyed for a, b in both))
 
 
 def _pair_clips(clips: Sequence[Clip]) -> list[tuple[Clip, Clip]]:

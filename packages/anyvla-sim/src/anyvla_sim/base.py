@@ -58,7 +58,8 @@ class Suite:
     starts: int | None = None  # start states per task, seeds 0 .. starts-1; None: every seed is one
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # tasks whose average is reported: "easy"
     chains: Sequence[Sequence[str]] = ()  # tasks in a row without a reset; seed i plays chains[i]
-    # For each task of each chain, another that is possible in the same state: the instruction under `swapped`. (): any.
+    # For each task of each chain, another that is possible in the same state: the instruction under `swapped`.
+    # The environment then judges all goals, not only that of the current task. (): any task of the scene is instructed.
     alternatives: Sequence[Sequence[str]] = ()
     success_rule: str = "reached"  # or "end": the episode lasts until the horizon, and its goal must hold then
 
