@@ -49,11 +49,12 @@ def test_a_cell_stops_only_if_all_its_comparisons_are_decided():
 
 def test_more_comparisons_need_more_evidence():
     lines = sample_lines(make_study({"head": HEADS}, seeds=[0]), lambda x: 0.8 if x["head"] == "gru" else 0.2, 100)
-    one = make_study({"head": HEADS}, seeds=[0], stop=Stop(block=2))
-    many = make_study(
-        {"head": HEADS}, *(Comparison(name=str(n), axis="head") for n in range(1000)), seeds=[0], stop=Stop(block=2)
-    )
-    assert first_end(one, lines, 2, 100) < first_end(many, lines, 20, 100)
+    one = make_study({"head": HEADS}, seeds=[0], stop=Stop(block=1))
+    comparisons = [Comparison(name=str(n), axis="head") for n in range(50)]
+    many = make_study({"head": HEADS}, *comparisons, seeds=[0], stop=Stop(block=1))
+    end = next(n for n in range(5, 100) if decided(one, after(lines, n)))
+    assert not decided(many, after(lines, end))
+    assert decided(many, lines)
 
 
 def test_cells_that_are_not_played_yet_leave_a_comparison_open():

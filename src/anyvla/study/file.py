@@ -37,6 +37,7 @@ class Comparison:
     by: str | None = None  # another axis: one comparison for each of its labels, or with which it interacts
     where: Labels = Field(default_factory=dict)  # only cells with these labels
     benchmark: str | None = None  # of several; None: each cell's first
+    tasks: tuple[str, ...] = ()  # only these tasks or groups of the benchmark; empty: all
     condition: str = "original"
     other_condition: str | None = None  # of a gap
     measure: Literal["success", "length"] = "success"  # length: tasks of a chain solved in a row

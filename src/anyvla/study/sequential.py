@@ -17,7 +17,7 @@ from anyvla.study.analysis.assessing import betting_values
 from anyvla.study.analysis.contrasts import Contrast, list_contrasts, match
 from anyvla.study.analysis.e_process import log_wealth
 from anyvla.study.analysis.scores import Scores, read_scores
-from anyvla.study.analysis.tables import group_lines
+from anyvla.study.analysis.tables import Groups, group_lines
 from anyvla.study.file import StudyFile, matches
 from anyvla.study.store import CellLine
 
@@ -42,17 +42,17 @@ def decide(study: StudyFile, lines: Sequence[CellLine]) -> list[Decision]:
     """
     if study.stop is None:
         raise ValueError("a study that may stop early needs the key stop")
-    planned = [
-        (comparison, contrast) for comparison in study.comparisons for contrast in list_contrasts(study, comparison)
-    ]
-    bound = np.log(len(planned) / study.stop.error)
+    planned = {comparison.name: list_contrasts(study, comparison) for comparison in study.comparisons}
+    bound = np.log(sum(map(len, planned.values())) / study.stop.error)
+    groups = group_lines(study, lines)
     decisions = []
-    for comparison, contrast in planned:
+    for comparison in study.comparisons:
         conditions = [comparison.condition, *filter(None, [comparison.other_condition])]
-        scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure)
-        cells, complete = _find_cells(study, contrast, scores, lines)
-        higher = _find_direction(contrast, scores, study.stop.block, bound) if complete else None
-        decisions.append(Decision(comparison.name, contrast.name, cells, higher is not None, higher))
+        scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure, comparison.tasks)
+        for contrast in planned[comparison.name]:
+            cells, complete = _find_cells(study, contrast, scores, groups)
+            higher = _find_direction(contrast, scores, study.stop.block, bound) if complete else None
+            decisions.append(Decision(comparison.name, contrast.name, cells, higher is not None, higher))
     return decisions
 
 
@@ -63,14 +63,12 @@ def decided(study: StudyFile, lines: Sequence[CellLine]) -> set[str]:
     return set(chain.from_iterable(d.cells for d in decisions)) - needed
 
 
-def _find_cells(
-    study: StudyFile, contrast: Contrast, scores: Scores, lines: Sequence[CellLine]
-) -> tuple[tuple[str, ...], bool]:
+def _find_cells(study: StudyFile, contrast: Contrast, scores: Scores, groups: Groups) -> tuple[tuple[str, ...], bool]:
     """Return the cells that a contrast needs, and whether all that have not failed were played."""
     played = {(policy.cell, policy.condition) for policy in scores.policies}
     conditions = {key[0] for key in contrast.terms} if not contrast.axes else {p.condition for p in scores.policies}
     cells, complete = [], True
-    for labels, by_seed in group_lines(study, lines):
+    for labels, by_seed in groups:
         key = tuple(labels[axis] for axis in contrast.axes)
         if not matches(labels, contrast.where) or (contrast.axes and key not in contrast.terms):
             continue

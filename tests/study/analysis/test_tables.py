@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from anyvla.evaluation.intervals import wilson
+from anyvla.study.analysis.results import answer_comparison
 from anyvla.study.analysis.tables import make_tables
 from anyvla.study.file import Comparison
 from anyvla.study.store import CellLine
@@ -62,6 +63,37 @@ def test_each_benchmark_and_condition_has_a_table_with_its_chance():
     assert [s.progress for s in table.rows[0].seeds] == ["done", "not played", "not played"]
 
 
+def test_pairs_are_the_sample_and_give_the_curve_of_the_benchmark():
+    """A policy without memory solves exactly one task of each pair, so its rate is certain."""
+    protocol = {
+        "chance": 0.5,
+        "groups": {"d0": ["d0a", "d0b"], "d48": ["d48a", "d48b"]},
+        "pairs": [["d0a", "d0b"], ["d48a", "d48b"]],
+        "curve": {"axis": "delay, actions", "groups": {"d0": 0, "d48": 48}},
+    }
+    marks = {"d0a": "1" * 20, "d0b": "1" * 20, "d48a": "10" * 10, "d48b": "01" * 10}
+    study = make_study(AXES, Comparison(name="x", axis="head"), Comparison(name="late", axis="head", tasks=("d48",)))
+    lines = [
+        make_line({"head": head}, seed, marks if head == "none" else dict.fromkeys(marks, "1" * 20))
+        for head in ("none", "gru")
+        for seed in study.seeds
+    ]
+    lines = [dataclasses.replace(line, protocols={BENCHMARK: protocol}) for line in lines]
+    (table,) = make_tables(study, lines)
+    none = table.rows[0]
+    assert table.curve_axis == "delay, actions"
+    assert {x: rate.value for x, rate in none.curve.items()} == {0: 1.0, 48: 0.5}
+    assert none.rate.episodes == 240
+    assert none.seeds[0].rate.high - none.seeds[0].rate.low < wilson(60, 80).high - wilson(60, 80).low
+    both, late = (answer_comparison(study, comparison, lines).findings[0] for comparison in study.comparisons)
+    assert (both.states, both.value) == (40, 0.25)
+    assert (late.states, late.value) == (20, 0.5)
+    unknown = Comparison(name="y", axis="head", tasks=("d84",))
+    (missing,) = answer_comparison(study, unknown, lines).missing
+    assert "no task or group 'd84'" in missing
+    assert "d48" in missing
+
+
 def test_excluded_groups_have_no_row_and_costs_are_means_of_finished_cells():
     study = make_study({**AXES, "window": [1, 4]}, Comparison(name="x", axis="head"), exclude=({"window": "4"},))
     lines = sample_lines(make_study(AXES), lambda labels: 0.5)
@@ -83,3 +115,7 @@ def test_a_table_says_why_its_rows_cannot_be_compared():
     ]
     (table,) = make_tables(study, lines)
     assert any(fault.startswith("horizon: 50, 99") for fault in table.protocol_differences)
+    mixed = [dataclasses.replace(line, labels={"head": "none"}, seed=number) for number, line in enumerate(lines[2:4])]
+    (row, _) = make_tables(study, mixed)[0].rows
+    assert row.rate is None  # seeds of different protocols are not pooled
+    assert row.seeds[0].rate is not None

@@ -1,4 +1,4 @@
-"""Answer the question of a study in two sentences that claim only what a test supports."""
+"""Answer the question of a study in two sentences. Every claim in them has a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST = 3  # claims in a sentence
 
 
 def answer(results: Sequence[Result]) -> str:
-    """Return two sentences: what the tests show, and what the data cannot tell or do not have yet."""
+    """Return two sentences: the differences that tests show, and the open questions."""
     findings = [finding for result in results for finding in result.findings]
     missing = sum(len(result.missing) for result in results)
     if not findings:
@@ -39,7 +39,7 @@ def _limit(finding: Finding) -> str:
 
 
 def _state_rest(findings: Sequence[Finding], shown: int, missing: int) -> str:
-    """Return what is open, with the number of training seeds that would close it."""
+    """Return the open questions, with the number of training seeds that would close them."""
     parts = []
     if len(findings) > shown:
         others = f" for the other {len(findings) - shown}" if shown else ""

@@ -72,7 +72,7 @@ class Matched:
 
 
 def list_contrasts(study: StudyFile, comparison: Comparison) -> list[Contrast]:
-    """Return the contrasts that answer a comparison, without those that `where` and `exclude` rule out."""
+    """Return the contrasts that answer a comparison, as far as `where` and `exclude` allow them."""
     labels, others = study.labels(comparison.axis), study.labels(comparison.by) if comparison.by else (None,)
     chosen = _chosen(comparison, labels)
     base = comparison.base or labels[0]

@@ -77,7 +77,7 @@ def crossed_mean(
     """Return the mean over rows (a training seed in a setting) and start states (columns), both random.
 
     Settings weigh the same, and are fixed: first their rows with one training seed are averaged. Tasks are fixed too.
-    The interval and p are never better than those of `fixed_mean`: chance makes the means of few seeds equal at times.
+    Neither the interval nor p is better than by `fixed_mean`, as the means of few seeds are equal at times by chance.
     Raises ValueError for fewer than two seeds.
     """
     from scipy.stats import t
@@ -138,16 +138,14 @@ def find_components(
     return Components(between, max(all_states - chance, 0.0), chance)
 
 
-def rate_interval(value: float, episodes: int, mean: Mean, largest: float = 1.0) -> Interval:
-    """Return the interval of a rate, or of a mean score, that takes the training seeds into account.
+def rate_interval(value: float, episodes: int, mean: Mean) -> Interval:
+    """Return the interval of a success rate that takes the training seeds into account, if there are several.
 
-    For a rate it is Wilson's with the effective number of episodes and quantiles of t, as for complex surveys (Korn and
-    Graubard 1998). A rate of 0 or 1 shows no variance; it counts each start state once.
+    It is Wilson's with the effective number of episodes and quantiles of t, as for complex surveys (Korn and Graubard
+    1998). A rate of 0 or 1 shows no variance; it counts each start state once.
     """
     from scipy.stats import t
 
-    if largest != 1.0:
-        return Interval(value, max(0.0, mean.low), mean.high, episodes)
     spread = value * (1 - value)
     if spread <= 0 or mean.components is None:
         plain = wilson(round(value * mean.states), mean.states)

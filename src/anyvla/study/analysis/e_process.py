@@ -22,7 +22,7 @@ def log_wealth(values: Float[np.ndarray, "n"], looks: Sequence[int]) -> Float[np
     """Return the logarithm of the wealth after `looks` numbers of values, each value in [-1, 1].
 
     The mean under no difference must be 0, at each look over the values since the one before; single values may have
-    other means, as those of different tasks. Raises ValueError for values outside [-1, 1].
+    other means, as tasks differ. Raises ValueError for values outside [-1, 1].
     """
     if len(values) and np.abs(values).max() > 1 + 1e-9:
         raise ValueError("a test by betting needs values between -1 and 1")

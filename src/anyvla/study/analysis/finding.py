@@ -1,4 +1,4 @@
-"""What a test of a contrast found."""
+"""The outcome of testing a contrast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Finding:
-    """One contrast with its test and what it supports."""
+    """A contrast with its test and its verdict."""
 
     name: str  # of the contrast: "gru against none, with window 8"
     group: Mapping[str, str]  # the label of the axis `by`, or of a gap
@@ -48,5 +48,5 @@ class Finding:
     seeds_for_planned: int | None = None  # training seeds that detect a difference of PLANNED
     planned: float | None = None  # PLANNED in units of the score; None: nothing was planned
     measure: Measure = "success"
-    per: str = ""  # what follows the unit: " per label" of a trend
+    per: str = ""  # ends the unit: " per label" of a trend
     sentence: str = ""

@@ -12,7 +12,7 @@ from anyvla.study.analysis.assessing import assess
 from anyvla.study.analysis.contrasts import Contrast, Matched, list_contrasts, match, trend
 from anyvla.study.analysis.finding import Finding
 from anyvla.study.analysis.pooling import pool
-from anyvla.study.analysis.scores import Policy, Scores, plain_labels, read_scores
+from anyvla.study.analysis.scores import Scores, plain_labels, protocol_faults, read_scores
 from anyvla.study.analysis.tables import mean_costs
 from anyvla.study.file import Comparison, StudyFile, matches
 from anyvla.study.store import CellLine
@@ -50,15 +50,19 @@ class Result:
     costs: tuple[CostPoint, ...]  # of a comparison of kind cost
     family: str  # how many tests are corrected together
     missing: tuple[str, ...]  # contrasts without an answer, with the reason
+    notes: tuple[str, ...]  # results that could not be used, with the reason
 
 
 def answer_comparison(study: StudyFile, comparison: Comparison, lines: Sequence[CellLine]) -> Result:
     """Return the answer to a comparison as far as there are results."""
     lines = sorted(lines, key=lambda line: line.cell)  # rounding depends on the order
     conditions = [comparison.condition, *filter(None, [comparison.other_condition])]
-    scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure)
+    try:
+        scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure, comparison.tasks)
+    except ConfigError as error:
+        return Result(comparison, None, (), (), (), "", (f"{comparison.name}: {error}",), ())
     tested: list[tuple[Contrast, Matched]] = []
-    missing = []
+    missing, notes = [], []
     for planned in list_contrasts(study, comparison):
         contrast = _with_results(comparison, planned, scores)
         try:
@@ -67,14 +71,14 @@ def answer_comparison(study: StudyFile, comparison: Comparison, lines: Sequence[
             missing.append(str(error))
             continue
         if absent := [" ".join(key) for key in planned.terms if key not in contrast.terms]:
-            missing.append(f"{contrast.name}: there are no finished cells with {', '.join(absent)}")
+            notes.append(f"{contrast.name}: without {', '.join(absent)}, of which there are no finished cells")
     findings = assess(tested, comparison.measure, study.stop.block if study.stop else 1)
+    used = [policy for policy in scores.policies if matches(policy.labels, comparison.where)]
     points: list[Point] = []
-    try:
+    if faults := protocol_faults(used):
+        notes.append(f"no mean over all cells, since their protocols differ: {'; '.join(faults)}")
+    else:
         points = _list_points(study, comparison, scores)
-    except ConfigError as error:
-        missing.append(str(error))
-    used = [policy for policy in scores.policies if _takes_part(comparison, policy)]
     return Result(
         comparison=comparison,
         benchmark=str(used[0].protocol["benchmark"]) if used else None,
@@ -83,6 +87,7 @@ def answer_comparison(study: StudyFile, comparison: Comparison, lines: Sequence[
         costs=tuple(_add_costs(comparison, points, findings, lines)) if comparison.kind == "cost" else (),
         family=f"p values are corrected for the {len(findings)} tests of {comparison.name!r} (Holm 1979)",
         missing=tuple(missing),
+        notes=tuple(notes),
     )
 
 
@@ -97,10 +102,6 @@ def _with_results(comparison: Comparison, contrast: Contrast, scores: Scores) ->
     return trend(comparison, labels, next(iter(contrast.group.values()), None))
 
 
-def _takes_part(comparison: Comparison, policy: Policy) -> bool:
-    return matches(policy.labels, comparison.where)
-
-
 def _list_points(study: StudyFile, comparison: Comparison, scores: Scores) -> list[Point]:
     """Return the scores of the labels of the axis, for each label of `by`, under the comparison's condition."""
     labels = list(study.labels(comparison.axis))
@@ -113,9 +114,9 @@ def _list_points(study: StudyFile, comparison: Comparison, scores: Scores) -> li
             numbers = [
                 number
                 for number, policy in enumerate(scores.policies)
-                if _takes_part(comparison, policy)
-                and policy.condition == comparison.condition
+                if policy.condition == comparison.condition
                 and matches(policy.labels, {**group, comparison.axis: label})
+                and matches(policy.labels, comparison.where)
             ]
             score = pool(scores, numbers)
             if score is not None:

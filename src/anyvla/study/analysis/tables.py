@@ -6,20 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from anyvla.evaluation.comparison import protocol_differences
 from anyvla.evaluation.conditions import ORIGINAL
-from anyvla.evaluation.intervals import Interval, wilson
+from anyvla.evaluation.intervals import Interval
 from anyvla.study.analysis.pooling import pool
-from anyvla.study.analysis.scores import Scores, plain_labels, read_scores
+from anyvla.study.analysis.scores import Scores, keep_task, plain_labels, protocol_faults, read_scores
 from anyvla.study.file import StudyFile, matches
 from anyvla.study.store import CellLine
 
 # missing: there is no line yet. not played: the cell is done, but not under this condition.
 Progress = Literal["done", "failed", "invalid", "over", "missing", "not played"]
+Groups = list[tuple[dict[str, str], dict[int, CellLine]]]  # labels, and the lines of the training seeds
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Row:
     """A group of cells that differ in their training seed only."""
 
     labels: Mapping[str, str]
-    rate: Interval | None  # the mean of the seeds; the interval takes trainings and start states into account
+    # The mean of the seeds; the interval takes trainings and start states into account. None without episodes, and for
+    # seeds of different protocols.
+    rate: Interval | None
+    tasks: Mapping[str, float]  # rate of each task, or pair of tasks
+    curve: Mapping[float, Interval]  # rate for each number of the table's curve
     length: Interval | None  # of chains: tasks solved in a row
     seeds: tuple[SeedScore, ...]  # of all training seeds of the study
     costs: Mapping[str, float]  # means over the finished cells
@@ -59,6 +63,7 @@ class Table:
     benchmark: str
     condition: str
     chance: float | None  # the success rate of a policy that guesses, if the benchmark declares one
+    curve_axis: str | None  # the number on which success depends, if the benchmark declares one: "delay, actions"
     rows: tuple[Row, ...]
     protocol_differences: tuple[str, ...]  # why not all rows can be compared
 
@@ -75,7 +80,7 @@ def make_tables(study: StudyFile, lines: Sequence[CellLine]) -> list[Table]:
     return [_make_table(study, lines, groups, *key) for key in ranked]
 
 
-def group_lines(study: StudyFile, lines: Iterable[CellLine]) -> list[tuple[dict[str, str], dict[int, CellLine]]]:
+def group_lines(study: StudyFile, lines: Iterable[CellLine]) -> Groups:
     """Return the labels of every group that the study plans, in the order of the file, with the lines of its seeds."""
     found = {(frozenset(plain_labels(line).items()), line.seed): line for line in lines}
     groups = []
@@ -99,12 +104,13 @@ def mean_costs(lines: Iterable[CellLine]) -> dict[str, float]:
 def _make_table(
     study: StudyFile,
     lines: Sequence[CellLine],
-    groups: Sequence[tuple[dict[str, str], dict[int, CellLine]]],
+    groups: Groups,
     benchmark: str,
     condition: str,
 ) -> Table:
     scores = read_scores(lines, benchmark, [condition])
     lengths = read_scores(lines, benchmark, [condition], "length")
+    curve = scores.policies[0].protocol.get("curve") or {}
     number = {policy.cell: row for row, policy in enumerate(scores.policies)}
     rows = []
     for labels, own in groups:
@@ -113,18 +119,32 @@ def _make_table(
             continue
         seeds = tuple(_score_seed(seed, own.get(seed), number, scores, lengths) for seed in study.seeds)
         numbers = [number[line.cell] for line in own.values() if line.cell in number]
+        if protocol_faults([scores.policies[n] for n in numbers]):
+            numbers = []
         rows.append(
             Row(
                 labels=labels,
                 rate=pool(scores, numbers),
+                tasks=_task_rates(scores, numbers),
+                curve={
+                    float(x): rate
+                    for name, x in curve.get("groups", {}).items()
+                    if (rate := pool(keep_task(scores, name), numbers)) is not None
+                },
                 length=pool(lengths, numbers) if lengths.largest > 1 else None,
                 seeds=seeds,
                 costs=mean_costs(line for line in own.values() if line.state == "done"),
             )
         )
-    protocols: list[Mapping[str, Any]] = [policy.protocol for policy in scores.policies]
-    faults = [fault for other in protocols[1:] for fault in protocol_differences(protocols[0], other)]
-    return Table(benchmark, condition, protocols[0].get("chance"), tuple(rows), tuple(dict.fromkeys(faults)))
+    chance, faults = scores.policies[0].protocol.get("chance"), protocol_faults(scores.policies)
+    return Table(benchmark, condition, chance, curve.get("axis"), tuple(rows), tuple(faults))
+
+
+def _task_rates(scores: Scores, numbers: Sequence[int]) -> dict[str, float]:
+    """Return the mean rate of policies on each task that they played."""
+    own, tasks = scores.values[numbers], np.array([task for task, _ in scores.states])
+    of_tasks = {str(task): own[:, tasks == task] for task in np.unique(tasks)}
+    return {task: float(np.nanmean(values)) for task, values in of_tasks.items() if np.isfinite(values).any()}
 
 
 def _score_seed(
@@ -136,14 +156,14 @@ def _score_seed(
     if at is None:
         progress: Progress = "not played" if line.state == "done" else line.state
         return SeedScore(seed, line.cell, progress, line.error, None, None, 0, False)
-    values = scores.values[at][np.isfinite(scores.values[at])]
+    rate = pool(scores, [at])
     return SeedScore(
         seed=seed,
         cell=line.cell,
         progress=line.state,
         error=line.error,
-        rate=wilson(int(values.sum()), len(values)) if len(values) else None,
-        length=float(np.nanmean(lengths.values[at])) if lengths.largest > 1 and len(values) else None,
+        rate=rate,
+        length=float(np.nanmean(lengths.values[at])) if lengths.largest > 1 and rate is not None else None,
         simulator_errors=int(scores.errors[at].sum()),
         stopped=line.stopped,
     )

@@ -36,6 +36,8 @@ def state_evidence(finding: Finding) -> str:
     """Return the difference with its interval, the sample, and the test."""
     interval = f"{format_signed(finding.low, finding)} to {format_signed(finding.high, finding)}"
     sample = f"{count(finding.seeds, 'training seed')}, {count(finding.states, 'start state')}"
+    if finding.unshared:
+        sample += f" ({finding.unshared} more not played by all)"
     p = "p < 0.001" if finding.p_adjusted < 0.001 else f"p = {finding.p_adjusted:.3f}"
     amount = f"{format_signed(finding.value, finding)} {unit(finding)}"
     return f"{amount}, 95 % interval {interval}; {sample}; {_TESTS[finding.test]}, {p} by Holm"
