@@ -72,6 +72,14 @@ def test_tasks_of_equal_counts_need_no_other_mean_and_the_use_of_language_comes_
     assert rows[-1] == "use of language 100.0% 67.6% to 100.0% 8"
 
 
+def test_pairs_and_the_chance_level_of_a_suite() -> None:
+    protocol = {"groups": {"d0": ["a", "b"]}, "pairs": [["a", "b"]], "chance": 0.5}
+    rows = printed(lines("original", {"a": (20, 20), "b": (0, 20)}, protocol=protocol))
+    assert "original d0: both 0, one 20, neither 0 50.0% 41.9% to 58.1% 40" in rows
+    assert not any("mean of d0" in row for row in rows)
+    assert rows[-1] == "chance without the tested ability 50.0%"
+
+
 def test_chains_are_given_by_tasks_in_a_row() -> None:
     done = [2, 2, 1, 0]
     chains = [

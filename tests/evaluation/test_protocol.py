@@ -197,6 +197,24 @@ def test_the_protocol_has_the_settings_that_comparable_scores_share() -> None:
     assert harness_protocol(HALF_OPEN_LIKE, EvaluationConfig())["horizon"] == 9
 
 
+def test_a_suite_with_a_chance_level_declares_it_with_its_pairs_and_its_curve() -> None:
+    assert not {"chance", "pairs", "curve"} & set(harness_protocol(HALF_OPEN_LIKE, EvaluationConfig()))
+    found = harness_protocol(SUITES["cued"], EvaluationConfig())
+    assert (found["chance"], found["pairs"]) == (0.5, [["left", "right"]])
+    assert found["curve"] == {"axis": "delay, actions", "groups": {"near": 3}}
+
+
+@pytest.mark.parametrize("condition", ["swapped", "unrelated"])
+def test_tasks_with_one_instruction_have_no_other_to_give(condition: str) -> None:
+    """An instruction of another task would be the task's own."""
+    apart = dataclasses.replace(SUITES["cued"], tasks=[Task(name, name, ("go",)) for name in ("left", "right")])
+    for suite in (SUITES["cued"], apart):
+        with pytest.raises(ConfigError, match=f"cued has no episodes under {condition}: .* the same instruction"):
+            plan_episodes(suite, EvaluationConfig(), [parse(condition)])
+    plans = plan_episodes(apart, EvaluationConfig(episodes=1), LANGUAGES)  # the default conditions
+    assert [p.key for p in plans] == ["original-left-0", "original-right-0"]
+
+
 def test_the_defaults_of_an_evaluation() -> None:
     assert dataclasses.asdict(EvaluationConfig()) == {
         "conditions": ("original", "swapped", "unrelated"),

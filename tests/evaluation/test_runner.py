@@ -178,6 +178,24 @@ def test_the_protocol_has_the_rate_of_the_robot() -> None:
     assert runner._describe_protocol(faster, EvaluationConfig())["control_hz"] == 25
 
 
+@pytest.mark.parametrize(
+    ("condition", "config", "lasting"),
+    [
+        ("original", {"execute": 3}, 3),
+        ("original+delay=1", {"execute": 2}, 3),
+        ("original", {"execute": 1, "ensemble": "temporal"}, 4),
+    ],
+)
+def test_chunks_that_outlast_what_a_suite_allows_are_refused(
+    obedient: Obedient, tmp_path: Path, condition: str, config: dict[str, Any], lasting: int
+) -> None:
+    """Chunks of 4 actions on a suite that allows 2: an older observation would act for longer."""
+    plans = make_plans(condition, "cued", episodes=1)
+    with pytest.raises(ConfigError, match=f"acts for {lasting} actions on one observation.*at most --execute 2"):
+        play(obedient, plans, tmp_path, opened=opened("cued"), config=config)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
 def test_chunks_are_executed_as_requested(obedient: Obedient, tmp_path: Path, monkeypatch: Any) -> None:
     given: list[tuple[Any, ...]] = []
 

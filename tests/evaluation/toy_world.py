@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from anyvla_sim.base import ExpertStuck, Observation, Suite, Task
+from anyvla_sim.base import Curve, ExpertStuck, Observation, Suite, Task
 from anyvla_sim.spec import Spec
 
 SIZE = 32
@@ -37,12 +37,22 @@ TASKS = (
 )
 SUITE = Suite("line", TASKS, HORIZON)
 # Chains: left, then up, without a reset. Spoken: the environment gives the instruction.
-# Kept: the goal must hold at the end.
+# Kept: the goal must hold at the end. Cued: the two tasks have one instruction.
 SUITES = {
     "line": SUITE,
     "chains": Suite("chains", TASKS, HORIZON, chains=[("left", "up"), ("right", "left", "up")]),
     "spoken": Suite("spoken", [Task("left", "cart", ())], HORIZON, starts=4),
     "kept": Suite("kept", TASKS, HORIZON, success_rule="end"),
+    "cued": Suite(
+        "cued",
+        [Task(way, "cart", ("go",)) for way in ("left", "right")],
+        HORIZON,
+        groups={"near": ("left", "right")},
+        chance=0.5,
+        pairs=[("left", "right")],
+        curve=Curve("delay, actions", {"near": 3}),
+        most_executed=2,
+    ),
     "hurried": Suite("hurried", [Task("left", "cart", ("go left",), horizon=3), TASKS[1]], HORIZON),
 }
 # Seeds whose start state breaks the simulator; ONCE: the first time only.

@@ -119,6 +119,31 @@ def test_each_kind_of_condition_has_its_table(page: Path) -> None:
     assert "chains" not in read.sections
 
 
+def test_a_suite_with_a_chance_level_shows_it_with_pairs_and_curve(tmp_path: Path) -> None:
+    tasks = {"d0": ["d0-a", "d0-b"], "d12": ["d12-a", "d12-b"]}
+    protocol = {
+        **PROTOCOL, "groups": tasks, "chance": 0.5, "pairs": list(tasks.values()),
+        "curve": {"axis": "delay, actions", "groups": {"d0": 0, "d12": 12}},
+    }  # fmt: skip
+    won = {"d0-a", "d0-b", "d12-b"}
+    lines = [
+        line("original", task, seed, task in won, protocol=protocol)
+        for pair in tasks.values()
+        for task in pair
+        for seed in range(10)
+    ]
+    read = Page(write(tmp_path, lines))
+    assert "30 of 40 episodes" in plain(read.text("head"))
+    assert "; chance 50 %" in plain(read.text("head"))
+    pairs = plain(read.text("pairs"))
+    assert "tested ability: 50 %." in pairs
+    assert "d0 pairs: both right 10, one 0, neither 0 20 /20 100 %" in pairs
+    assert "d12 pairs: both right 0, one 10, neither 0 10 /20 50 %" in pairs
+    assert read.html.count('class="dot"') == 2
+    assert read.html.count('class="chance"') == 1
+    assert "mean over the group's tasks" not in plain(read.text("tasks"))
+
+
 def test_protocol_errors_and_published_numbers(page: Path) -> None:
     read = Page(page)
     protocol = plain(read.text("protocol"))

@@ -276,6 +276,25 @@ def test_without_results_there_is_no_verdict():
     assert "has not been evaluated yet" in state_verdict(None).text
 
 
+@pytest.mark.parametrize(("second", "tone", "text"), [
+    (9, "good", "where chance is 50 %; above chance: d0, d12."),
+    (0, "open", "where chance is 50 %; above chance: d0; not distinguished from it: d12."),
+])  # fmt: skip
+def test_the_verdict_on_a_suite_with_a_chance_level_names_what_is_above_it(second: int, tone: str, text: str) -> None:
+    tasks = {"d0": ["d0-a", "d0-b"], "d12": ["d12-a", "d12-b"]}
+    protocol = {"groups": tasks, "chance": 0.5, "pairs": list(tasks.values())}
+    won = {"d0-a": 10, "d0-b": 10, "d12-a": 10, "d12-b": second}
+    results = [
+        replace(r, task=task, instructed=task, seed=seed, outcome="success" if seed < n else "failure")
+        for r in original_and_swapped(1, 0, 0, 1)[:1]
+        for task, n in won.items()
+        for seed in range(10)
+    ]
+    stated = state_verdict(summarize([replace(r, protocol=protocol) for r in results]))
+    assert stated.tone == tone
+    assert stated.text.replace("\N{NO-BREAK SPACE}", " ").endswith(text)
+
+
 def test_the_full_evaluation_is_a_second_page(run):
     index = write_report(run)
     assert "evaluation.html" in [a.get("href") for a in Page(index).all("a")]

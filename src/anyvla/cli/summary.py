@@ -23,6 +23,8 @@ def table(summary: Summary) -> Table:
         for count, label in ((played.errors, "simulator errors"), (played.invalid, "invalid actions")):
             if count:
                 found.add_row(condition, label, str(count))
+    if summary.chance is not None:
+        found.add_row("chance", "without the tested ability", f"{summary.chance:.1%}")
     if summary.language_use is not None:
         use = summary.language_use
         found.add_row("use of language", "", f"{use.value:.1%}", f"{use.low:.1%} to {use.high:.1%}", str(use.episodes))
@@ -40,7 +42,10 @@ def _rows(played: ConditionSummary, every_task: bool) -> Iterator[tuple[str, Int
     if every_task:
         yield from rates.tasks.items()
         for name, share in rates.groups.items():
-            yield f"mean of {name}", share
+            if name not in played.pairs:
+                yield f"mean of {name}", share
+        for name, pair in played.pairs.items():
+            yield f"{name}: both {pair.both}, one {pair.one}, neither {pair.neither}", pair.rate
     yield "all", rates.overall
     if every_task and len({i.episodes for i in rates.tasks.values()}) > 1:
         yield "mean over tasks", rates.mean_over_tasks

@@ -164,7 +164,7 @@ class SceneLabeler:
     def look(self, scene: str, view: View, colors: Mapping[str, str]) -> tuple[UInt8[np.ndarray, "H W 3"], FrameLabels]:
         """Return the current picture and its labels. `colors` has the color of each material, from `paint`."""
         model, data = self._sim.model, self._sim.data
-        renderer = self._benchmark.renderer("half-open", scene, model)
+        renderer = self._benchmark.renderer(self.environment.simulation.scene, model)
         pixels = renderer.draw(model, data, view)
         pads = [i for i in range(model.ngeom) if model.body(model.geom_bodyid[i]).name in _PADS]
         view = replace(view, oversample=1)

@@ -66,6 +66,29 @@ def mean_of_shares(shares: Sequence[Interval], weights: Sequence[float] | None =
     return Interval(value, max(0.0, value - below), min(1.0, value + above), sum(s.episodes for s in shares))
 
 
+def mean_of_pairs(both: int, neither: int, n: int) -> Interval:
+    """Return the success rate of the episodes of `n` pairs, with an interval that treats the pairs as the sample.
+
+    `both`, `neither`: pairs with two successes and with none. The rate is (1 + both/n - neither/n) / 2. Its interval
+    follows from the Wilson limits of the two shares and their multinomial correlation (MOVER: Zou and Donner 2008), so
+    it does not collapse where all pairs end alike. Raises ValueError for n < 1 and for more pairs than `n`.
+    """
+    if both + neither > n:
+        raise ValueError(f"{both} pairs with two successes and {neither} with none are more than {n}")
+    won, lost = wilson(both, n), wilson(neither, n)
+    # The correlation is -1 at the limit, where no pair has exactly one success.
+    outside = (1 - won.value) * (1 - lost.value)
+    r = -1.0 if both + neither == n else -math.sqrt(won.value * lost.value / outside)
+
+    def combine(a: float, b: float) -> float:
+        return math.sqrt(a**2 + b**2 - 2 * r * a * b) / 2
+
+    value = (1 + won.value - lost.value) / 2
+    low = value - combine(won.value - won.low, lost.high - lost.value)
+    high = value + combine(won.high - won.value, lost.value - lost.low)
+    return Interval(value, max(0.0, low), min(1.0, high), 2 * n)
+
+
 def bootstrap_mean(values: Sequence[float] | np.ndarray, strata: np.ndarray | None = None) -> Interval:
     """Return the mean of a sample with its percentile bootstrap interval (Efron 1979). The bootstrap is seeded.
 

@@ -83,7 +83,8 @@ def plan_episodes(suite: Suite, config: EvaluationConfig, conditions: Sequence[C
     if not episodes:
         raise ConfigError(
             f"suite {suite.name} has no episodes under {', '.join(map(str, conditions))}: no two of its tasks share a "
-            "scene (swapped), or all do (unrelated), or none has paraphrases (paraphrased)"
+            "scene (swapped), or all do (unrelated), or all have the same instruction, or none has paraphrases "
+            "(paraphrased)"
         )
     return episodes
 
@@ -99,7 +100,16 @@ def harness_protocol(suite: Suite, config: EvaluationConfig) -> dict[str, Any]:
         "episodes": config.episodes or suite.episodes,
         "first_seed": config.first_seed,
         **({"other_goals": "judged"} if suite.alternatives else {}),
+        **_describe_chance(suite),
     }
+
+
+def _describe_chance(suite: Suite) -> dict[str, Any]:
+    """Return the chance level, the pairs and the curve of a suite that declares a chance level; else nothing."""
+    if suite.chance is None:
+        return {}
+    curve = None if suite.curve is None else {"axis": suite.curve.axis, "groups": dict(suite.curve.groups)}
+    return {"chance": suite.chance, "pairs": [list(pair) for pair in suite.pairs], "curve": curve}
 
 
 def _plan_condition(condition: Condition, suite: Suite, config: EvaluationConfig) -> Iterator[EpisodePlan]:
@@ -172,6 +182,8 @@ def _make_subtask(language: str, suite: Suite, task: Task, seed: int, alternativ
         if not phrases:
             return None
     elif language in ("swapped", "unrelated"):
+        if len({tuple(t.instructions) for t in suite.tasks}) == 1:
+            return None
         same_scene = language == "swapped"
         others = [t for t in suite.tasks if (t.scene == task.scene) == same_scene and t.name != task.name]
         others = [t for t in others if t.instructions and (not same_scene or alternative in (None, t.name))]

@@ -34,6 +34,7 @@ from anyvla.policy import VLA
 from anyvla.robot.embodiment import Embodiment
 from anyvla.text import check_instruction
 from anyvla.types import Chunk, ChunkError
+from anyvla_sim.base import Suite
 from anyvla_sim.workers.pool import EnvironmentPool, LostEpisode, Reply, WorkerLimits
 
 ATTEMPTS = 2  # at an episode whose simulator fails
@@ -75,6 +76,7 @@ def evaluate(
     """
     check_embodiment([r.embodiment for r in vla.robots], opened.embodiment)
     _check_sizes(vla, opened)
+    _check_memory_of_chunks(vla, plans, opened.suite, config)
     vla.implausible = config.implausible or vla.implausible
     builder = ResultBuilder(
         benchmark=opened.name,
@@ -149,6 +151,21 @@ def _check_sizes(vla: VLA, opened: OpenedSuite) -> None:
         raise ConfigError(
             f"the cameras of {opened.name} have different sizes ({given}), and the policy was trained without "
             "model.view.size, which resizes them to one size"
+        )
+
+
+def _check_memory_of_chunks(vla: VLA, plans: Sequence[EpisodePlan], suite: Suite, config: EvaluationConfig) -> None:
+    """Raise ConfigError if chunks last so long that they solve tasks which are to test the policy's history."""
+    if suite.most_executed is None:
+        return
+    execute = config.execute or vla.config.execute
+    lasting = vla.config.chunk if config.ensemble == "temporal" else execute
+    lasting += max(plan.condition.delay for plan in plans)
+    if lasting > suite.most_executed:
+        raise ConfigError(
+            f"suite {suite.name} tests what a policy remembers, but here it acts for {lasting} actions on one "
+            f"observation, and its chunks would remember for it: use at most --execute {suite.most_executed}, no "
+            "temporal ensemble of longer chunks, and no longer delay"
         )
 
 

@@ -6,13 +6,14 @@ definitions. The names of the fields here are the keys of the JSON.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from anyvla.evaluation.conditions import LANGUAGES, ORIGINAL, Condition, parse
-from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of_shares, wilson
+from anyvla.evaluation.intervals import Interval, bootstrap_mean, mean_of_pairs, mean_of_shares, wilson
 from anyvla.evaluation.results import EpisodeResult
 
 
@@ -36,6 +37,16 @@ class Chains:
 
 
 @dataclass(frozen=True)
+class PairedRate:
+    """The success rate of pairs of episodes: the two tasks of a pair, which one seed starts alike."""
+
+    rate: Interval  # per episode; the interval is over pairs
+    both: int  # pairs with two successes
+    one: int
+    neither: int
+
+
+@dataclass(frozen=True)
 class Recovery:
     """Success of the episodes in which something went wrong."""
 
@@ -55,6 +66,7 @@ class ConditionSummary:
     success: Rates | None  # None if every episode was a simulator error
     obeyed: Rates | None  # the instructed goal was reached first
     chains: Chains | None
+    pairs: Mapping[str, PairedRate]  # by the name of the group that has the two tasks; empty for a suite without pairs
     disturbed: Recovery | None  # of disturbed episodes
     regrasped: Recovery | None  # of undisturbed episodes in which the gripper closed more than once
 
@@ -67,6 +79,7 @@ class Summary:
     checkpoint: str
     conditions: Mapping[str, ConditionSummary]  # `original` first, each kind of instruction before its variations
     language_use: Interval | None  # see `_measure_language_use`
+    chance: float | None = None  # the success rate that a policy without the tested ability can reach; None: unknown
 
     def _rates(self, condition: str) -> Rates | None:
         return self.conditions[condition].success if condition in self.conditions else None
@@ -111,6 +124,7 @@ class Summary:
             "checkpoint": self.checkpoint,
             **{key: asdict(rates.overall) if rates else None for key, rates in named.items()},
             "language_use": asdict(self.language_use) if self.language_use else None,
+            "chance": self.chance,
             "tasks": tasks,
             "conditions": {name: asdict(played) for name, played in self.conditions.items()},
         }
@@ -143,6 +157,7 @@ def summarize(results: Sequence[EpisodeResult]) -> Summary:
         checkpoint=results[0].checkpoint,
         conditions={name: _summarize_condition(own) for name, own in conditions.items()},
         language_use=_measure_language_use(conditions),
+        chance=results[0].protocol.get("chance"),
     )
 
 
@@ -165,6 +180,7 @@ def _summarize_condition(results: Sequence[EpisodeResult]) -> ConditionSummary:
         success=_compute_rates(counted, lambda r: r.success),
         obeyed=_compute_rates([r for r in counted if r.judges_all], lambda r: r.obeyed),
         chains=_summarize_chains(chained) if chained else None,
+        pairs=_summarize_pairs(counted),
         disturbed=_summarize_recovery(disturbed) if disturbed else None,
         regrasped=_summarize_recovery(regrasped) if regrasped else None,
     )
@@ -198,6 +214,22 @@ def _summarize_chains(results: Sequence[EpisodeResult]) -> Chains:
     return Chains(row, bootstrap_mean(done))
 
 
+def _summarize_pairs(results: Sequence[EpisodeResult]) -> dict[str, PairedRate]:
+    """Return the rates of the pairs of the suite, over the seeds for which both of a pair were played."""
+    found = {}
+    protocol = results[0].protocol if results else {}
+    names = {tuple(tasks): name for name, tasks in protocol.get("groups", {}).items()}
+    won = {(r.task, r.seed): r.success for r in results}
+    for one, other in protocol.get("pairs", ()):
+        counts = Counter(
+            won[one, seed] + won[other, seed] for task, seed in won if task == one and (other, seed) in won
+        )
+        if counts:
+            rate = mean_of_pairs(counts[2], counts[0], counts.total())
+            found[names.get((one, other), f"{one}, {other}")] = PairedRate(rate, counts[2], counts[1], counts[0])
+    return found
+
+
 def _summarize_recovery(results: Sequence[EpisodeResult]) -> Recovery:
     won = [r for r in results if r.success]
     steps = [r.steps - r.extra["disturbed_at"] for r in won if "disturbed_at" in r.extra]
@@ -217,6 +249,14 @@ def _measure_language_use(conditions: Mapping[str, Sequence[EpisodeResult]]) -> 
     )
     both = [r for key in own.keys() & other.keys() for r in (own[key], other[key])]
     return wilson(sum(r.first_obeyed for r in both), len(both)) if both else None
+
+
+def success_over_curve(results: Sequence[EpisodeResult], condition: ConditionSummary) -> dict[int, Interval]:
+    """Return the success rates of a condition over the number that the suite declares, such as a delay in actions."""
+    numbers = (results[0].protocol.get("curve") or {}).get("groups", {})
+    rates = dict(condition.success.groups) if condition.success else {}
+    rates |= {name: pair.rate for name, pair in condition.pairs.items()}
+    return {number: rates[name] for name, number in numbers.items() if name in rates}
 
 
 def success_by_delay(summary: Summary) -> dict[int, Interval]:

@@ -14,7 +14,14 @@ from typing import Any
 from anyvla.evaluation.conditions import ORIGINAL, Condition, parse
 from anyvla.evaluation.intervals import Interval
 from anyvla.evaluation.results import EpisodeResult, read_results
-from anyvla.evaluation.statistics import ConditionSummary, Rates, Summary, success_by_delay, summarize
+from anyvla.evaluation.statistics import (
+    ConditionSummary,
+    Rates,
+    Summary,
+    success_by_delay,
+    success_over_curve,
+    summarize,
+)
 from anyvla.report import plots
 from anyvla.report.published import ProtocolMatch, PublishedResult, describe_protocols, find_published, match_protocol
 from anyvla.report.run_folder import read_clips
@@ -69,6 +76,7 @@ def _make_context(folder: Path, results: Sequence[EpisodeResult]) -> dict[str, A
     main = summary.conditions[main_name]
     rates = None if main.chains else main.success
     by_delay = success_by_delay(summary)
+    curve = success_over_curve(results, main)
     clips = [clip for clip in read_clips(folder / "videos") if clip.path.is_file()]
     protocol = results[0].protocol
     return {
@@ -77,7 +85,9 @@ def _make_context(folder: Path, results: Sequence[EpisodeResult]) -> dict[str, A
         "condition": main_name,
         "main": main,
         "tasks": [RateRow(task, interval) for task, interval in rates.tasks.items()] if rates else [],
-        "means": list(_list_means(rates)) if rates else [],
+        "means": list(_list_means(rates, main)) if rates else [],
+        "pairs": list(_list_pairs(main)),
+        "curve": _draw_curve(curve, results[0].protocol, summary.chance),
         "language": list(_list_instructions(summary)),
         "factors": _list_factors(summary),
         "correction": list(_list_recoveries(summary)),
@@ -99,12 +109,27 @@ def _make_context(folder: Path, results: Sequence[EpisodeResult]) -> dict[str, A
     }
 
 
-def _list_means(rates: Rates) -> Iterator[RateRow]:
+def _list_means(rates: Rates, played: ConditionSummary) -> Iterator[RateRow]:
     for name, interval in rates.groups.items():
+        if name in played.pairs:  # they have a table of their own
+            continue
         yield RateRow(name, interval, "mean over the group's tasks", counted=False)
     yield RateRow("Mean over tasks", rates.mean_over_tasks, "tasks equally weighted", counted=False)
     if rates.mean_over_groups:
         yield RateRow("Mean over groups", rates.mean_over_groups, "groups equally weighted", counted=False)
+
+
+def _list_pairs(played: ConditionSummary) -> Iterator[RateRow]:
+    for name, pair in played.pairs.items():
+        yield RateRow(name, pair.rate, f"pairs: both right {pair.both}, one {pair.one}, neither {pair.neither}")
+
+
+def _draw_curve(rates: Mapping[int, Interval], protocol: Mapping[str, Any], chance: float | None) -> str | None:
+    """Return the curve that the suite declares, if it has two points or more."""
+    if len(rates) < 2:
+        return None
+    axis = protocol["curve"]["axis"]
+    return plots.draw_rate_curve(rates, axis, f"Success by {axis.partition(',')[0]}", chance)
 
 
 def _make_rows(name: str, played: ConditionSummary, detail: str = "", kind: str = "high") -> Iterator[RateRow]:

@@ -106,6 +106,8 @@ def state_verdict(summary: Summary | None) -> Verdict:
     """
     if summary is None:
         return Verdict("open", "This policy has not been evaluated yet.")
+    if summary.chance is not None and summary.original is not None:
+        return _compare_with_chance(summary.conditions[ORIGINAL], summary.original.overall, summary.chance)
     if summary.original is None:
         does = "The policy has not been evaluated with the original instructions yet"
     else:
@@ -136,6 +138,17 @@ def _state_success(played: ConditionSummary) -> str:
         f"The robot followed its instruction in {own.successes} of {own.episodes} unseen episodes "
         f"({plots.format_percent(own.value)})"
     )
+
+
+def _compare_with_chance(played: ConditionSummary, own: Interval, chance: float) -> Verdict:
+    """Say which pairs of tasks the policy solves more often than chance, by their intervals."""
+    above = [name for name, pair in played.pairs.items() if pair.rate.low > chance]
+    below = [name for name in played.pairs if name not in above]
+    rate, level = plots.format_percent(own.value), plots.format_percent(chance)
+    text = f"The robot succeeded in {own.successes} of {own.episodes} unseen episodes ({rate}), where chance is {level}"
+    text += f"; above chance: {', '.join(above) or 'none'}"
+    text += f"; not distinguished from it: {', '.join(below)}." if below else "."
+    return Verdict("good" if above and not below else "open", text)
 
 
 @dataclass(frozen=True)

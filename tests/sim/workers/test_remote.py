@@ -62,6 +62,8 @@ def test_a_remote_benchmark_describes_itself_equally(remote: RemoteBenchmark) ->
             (t.name, t.scene, list(t.instructions), list(t.paraphrases)) for t in own.tasks
         ]
         assert [list(chain) for chain in there.chains] == [list(chain) for chain in own.chains]
+        assert [list(pair) for pair in there.pairs] == [list(pair) for pair in own.pairs]
+        assert (there.chance, there.curve, there.most_executed) == (own.chance, own.curve, own.most_executed)
         assert remote.embodiment(name) == here.embodiment(name)
         assert remote.protocol(name) == {"render": "native"}
     assert remote.versions()["toy"] == "1"

@@ -48,6 +48,14 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A number on which the success of a suite depends: a curve of the rates of its groups over it."""
+
+    axis: str  # "delay, actions"
+    groups: Mapping[str, int]  # group of the suite -> the number
+
+
+@dataclass(frozen=True)
 class Suite:
     """A named list of tasks and the official settings of its evaluation."""
 
@@ -62,6 +70,10 @@ class Suite:
     # The environment then judges all goals, not only that of the current task. (): any task of the scene is instructed.
     alternatives: Sequence[Sequence[str]] = ()
     success_rule: str = "reached"  # or "end": the episode lasts until the horizon, and its goal must hold then
+    chance: float | None = None  # the highest success rate of a policy that lacks what the suite tests; None: unknown
+    pairs: Sequence[Sequence[str]] = ()  # two tasks that, for one seed, such a policy cannot tell apart
+    curve: Curve | None = None
+    most_executed: int | None = None  # actions of a chunk: executing more would solve tasks that need a history
 
     def task(self, name: str) -> Task:
         """Return the task with that name. Raises ValueError with the nearest names."""

@@ -8,6 +8,7 @@ control step per action. To a policy they are different robots, and their result
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, Mapping, Sequence
 
@@ -18,7 +19,8 @@ from anyvla_sim.metaworld.chain_tasks import LONGEST
 from anyvla_sim.metaworld.chains import ChainEnvironment
 from anyvla_sim.metaworld.environment import Host, MetaWorldEnvironment, SideArmEnvironment, import_metaworld
 from anyvla_sim.metaworld.factors import FACTORS
-from anyvla_sim.metaworld.suites import NAMES, make_suite
+from anyvla_sim.metaworld.recall_environment import RecallEnvironment
+from anyvla_sim.metaworld.suites import NAMES, SceneConfig, make_suite
 from anyvla_sim.names import check_name
 from anyvla_sim.rendering import Renderer, View, choose_render_setting, find_driver
 
@@ -41,6 +43,7 @@ CHAIN_VIEWS = {  # of `chains`, whose objects are spread over a meter
     **VIEWS,
     "corner": View("corner2", (0.34, 0.82, 0.27, 0.75), 96, 96, turned=True, oversample=2),
 }
+RECALL_VIEWS = {"corner": replace(VIEWS["corner"], height=48, width=48)}  # its balls are large
 NATIVE_VIEWS = {"corner2": View("corner2", (0.0, 1.0, 0.0, 1.0), 480, 480, turned=True)}
 
 
@@ -70,11 +73,11 @@ class MetaWorld(Host):
         self.settings: Mapping[str, Any] = {"render": self.render, **self._of_robot, **of_chain}
         # control steps per action
         self.repeat = 1 if self.render == "native" else 2 if robot == STOCK else side_arm.REPEAT
-        self._renderers: dict[tuple[str, str], Renderer] = {}
+        self._renderers: dict[SceneConfig, Renderer] = {}
         import_metaworld()
 
     def suites(self) -> Sequence[str]:
-        return NAMES if self.robot == STOCK else [name for name in NAMES if name != "chains"]
+        return NAMES if self.robot == STOCK else [name for name in NAMES if name not in ("chains", "recall")]
 
     def suite(self, name: str) -> Suite:
         check_name(name, self.suites(), f"metaworld with the robot {self.robot} has no suite")
@@ -86,12 +89,12 @@ class MetaWorld(Host):
             return NATIVE_VIEWS
         if self.robot != STOCK:
             return side_arm.VIEWS
-        return {"half-open": VIEWS, "chains": CHAIN_VIEWS}.get(suite, WIDE_VIEWS)
+        return {"half-open": VIEWS, "chains": CHAIN_VIEWS, "recall": RECALL_VIEWS}.get(suite, WIDE_VIEWS)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
-        """Return the Sawyer arm, with a name for each of the four sets of cameras, or the side arm."""
+        """Return the Sawyer arm, with a name for each of the five sets of cameras, or the side arm."""
         views = self.views(suite)
-        name = "-table" if views == CHAIN_VIEWS else {1: "-corner2", 2: "", 3: "-3"}[len(views)]
+        name = "-table" if views == CHAIN_VIEWS else {1: f"-{next(iter(views))}", 2: "", 3: "-3"}[len(views)]
         position = {"name": "position", "size": 3, "kind": "position"}
         motion = {**position, "mode": "delta", "unit": "cm per control step"}
         gripper = {"name": "gripper", "size": 1, "kind": "gripper", "high": 1}
@@ -108,13 +111,15 @@ class MetaWorld(Host):
         self.suite(suite)
         if suite == "chains":
             return ChainEnvironment(self, suite)
+        if suite == "recall":
+            return RecallEnvironment(self, suite)
         return (MetaWorldEnvironment if self.robot == STOCK else SideArmEnvironment)(self, suite)
 
-    def renderer(self, suite: str, scene: str, model: Any) -> Renderer:
+    def renderer(self, scene: SceneConfig, model: Any) -> Renderer:
         """Return the renderer of a scene, which is made at the first call."""
-        if (suite, scene) not in self._renderers:
-            self._renderers[suite, scene] = Renderer(model, self.render)
-        return self._renderers[suite, scene]
+        if scene not in self._renderers:
+            self._renderers[scene] = Renderer(model, self.render)
+        return self._renderers[scene]
 
     def close(self) -> None:
         for renderer in self._renderers.values():

@@ -15,7 +15,7 @@ from anyvla_sim.metaworld.suites import TABLE, SceneConfig, get_scenes
 from anyvla_sim.metaworld.table import make_table
 from anyvla_sim.names import check_name
 from anyvla_sim.projection import Projection
-from anyvla_sim.rendering import LARGEST, Renderer, View, explain_driver_error
+from anyvla_sim.rendering import LARGEST, Ornament, Renderer, View, explain_driver_error
 
 _EXTRA = 'pip install "anyvla-sim[metaworld]" (Python 3.9 or later)'
 OPEN, CLOSED = 0.85, 0.15  # fractions of a joint's range beyond which it counts as open or closed
@@ -36,7 +36,7 @@ class Host(Benchmark, Protocol):
     def views(self, suite: str) -> Mapping[str, View]:
         """Return the view of each camera of a suite."""
 
-    def renderer(self, suite: str, scene: str, model: Any) -> Renderer:
+    def renderer(self, scene: SceneConfig, model: Any) -> Renderer:
         """Return the renderer of a scene, which is made at the first call."""
 
 
@@ -105,7 +105,7 @@ class MetaWorldEnvironment(Environment):
     def __init__(self, benchmark: Host, suite: str) -> None:
         self._benchmark, self._suite = benchmark, suite
         self._views = benchmark.views(suite)
-        self._simulations: dict[str, Simulation] = {}  # one per scene, as loading a model is slow
+        self._simulations: dict[SceneConfig, Simulation] = {}  # loading a model is slow
         self._tasks = {task.name: task for task in benchmark.suite(suite).tasks}
         self._simulation: Simulation | None = None
         self._close_up = close_up_view(1, 1)  # the last one
@@ -113,9 +113,10 @@ class MetaWorldEnvironment(Environment):
     def reset(self, task: str, seed: int, factors: Mapping[str, str] | None = None) -> None:
         check_name(task, self._tasks, f"metaworld/{self._suite} has no task")
         self._scene = self._tasks[task].scene
-        if self._scene not in self._simulations:
-            self._simulations[self._scene] = Simulation(get_scenes(self._suite)[self._scene], self._benchmark.render)
-        self._simulation = self._simulations[self._scene]
+        config = get_scenes(self._suite)[self._scene]
+        if config not in self._simulations:
+            self._simulations[config] = Simulation(config, self._benchmark.render)
+        self._simulation = self._simulations[config]
         self._simulation.reset(seed, factors or {})
         self._disturber = MetaWorldDisturber(self._simulation.sim)
         self._succeeded = False  # Meta-World's own success flag of the last step
@@ -131,8 +132,12 @@ class MetaWorldEnvironment(Environment):
     def draw(self, view: View) -> np.ndarray:
         """Return a picture of the current state, uint8 (H, W, 3)."""
         sim = self.simulation.sim
-        renderer = self._benchmark.renderer(self._suite, self._scene, sim.model)
-        return renderer.draw(sim.model, sim.data, view, self.simulation.factors.ornaments)
+        renderer = self._benchmark.renderer(self.simulation.scene, sim.model)
+        return renderer.draw(sim.model, sim.data, view, self.ornaments())
+
+    def ornaments(self) -> list[Ornament]:
+        """Return what is only drawn, and takes no part in physics."""
+        return self.simulation.factors.ornaments
 
     def observe(self) -> Observation:
         """Return the images, the position of the end effector (m) and the opening of the gripper."""
@@ -156,14 +161,18 @@ class MetaWorldEnvironment(Environment):
 
     def expert(self, task: str) -> np.ndarray:
         """Return the action of Meta-World's scripted policy. Raises ValueError for a task of another scene."""
-        if task not in self._tasks or self._tasks[task].scene != self._scene:
-            raise ValueError(f"the scene {self._scene} has no expert for {task!r}")
+        self.check_expert(task)
         now = self.simulation
         seen = self._seen.copy()  # some experts write into their argument
         if now.scene.joint is not None or not now.scene.goal_shown:
             _adjust_for_expert(task, now.sim, seen)
         action = now.policies[f"{task}-v3"]().get_action(seen)
         return np.clip(action, *LIMITS).astype(np.float32)
+
+    def check_expert(self, task: str) -> None:
+        """Raise ValueError for a task of another scene."""
+        if task not in self._tasks or self._tasks[task].scene != self._scene:
+            raise ValueError(f"the scene {self._scene} has no expert for {task!r}")
 
     def disturb(self, kind: str, seed: int) -> bool:
         done = self._disturber.disturb(kind, seed)

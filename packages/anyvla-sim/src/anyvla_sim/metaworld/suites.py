@@ -1,4 +1,4 @@
-"""The suites of Meta-World (arXiv 1910.10897): MT10, MT50, ML45, and `half-open` and `chains`, which need instructions.
+"""The suites of Meta-World (arXiv 1910.10897): MT10, MT50, ML45, two that need instructions, and `recall`.
 
 On the stock tasks the start state gives the task away (a closed drawer can only be opened), so a policy that ignores
 its instruction scores 100 %. In `half-open` the drawer and the window start half open, both instructions of a pair
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyvla_sim.base import Suite, Task
+from anyvla_sim.metaworld import recall
 from anyvla_sim.metaworld.chain_tasks import COUNT, GOALS, LONGEST, list_chains
 
 CONTROL_STEPS = 500  # horizon of a stock episode in control steps of 80 Hz, as published
@@ -68,12 +69,17 @@ _HALF_OPEN_SCENES = {
 }
 _CHAIN_SCENES = {TABLE: SceneConfig(TABLE, goal_shown=False)}
 _STOCK_SCENES = {task: SceneConfig(f"{task}-v3") for task in _STOCK}
-NAMES = ("half-open", "chains", "mt10", "mt50", "ml45-train", "ml45-test")
+_RECALL_SCENES = {
+    task: SceneConfig({"reach": "reach-v3", "press": "button-press-topdown-v3"}[scene], goal_shown=False)
+    for task, scene in recall.get_scenes().items()
+}
+NAMES = ("half-open", "chains", "recall", "mt10", "mt50", "ml45-train", "ml45-test")
 
 
 def get_scenes(suite: str) -> dict[str, SceneConfig]:
     """Return the scenes of a suite by name."""
-    return {"half-open": _HALF_OPEN_SCENES, "chains": _CHAIN_SCENES}.get(suite, _STOCK_SCENES)
+    named = {"half-open": _HALF_OPEN_SCENES, "chains": _CHAIN_SCENES, "recall": _RECALL_SCENES}
+    return named.get(suite, _STOCK_SCENES)
 
 
 def make_suite(name: str, repeat: int, chain: int = LONGEST) -> Suite:
@@ -81,6 +87,8 @@ def make_suite(name: str, repeat: int, chain: int = LONGEST) -> Suite:
     if name == "half-open":
         tasks = [Task(task, task.partition("-")[0], phrases, _STOCK[task][1:]) for task, phrases in _HALF_OPEN.items()]
         return Suite(name, tasks, HALF_OPEN_STEPS // repeat)
+    if name == "recall":
+        return recall.make_suite(repeat)
     if name == "chains":
         return _make_chain_suite(repeat, chain)
     chosen = {

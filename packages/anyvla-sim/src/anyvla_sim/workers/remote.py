@@ -10,7 +10,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from anyvla_sim.base import Benchmark, BenchmarkUnusable, Environment, ExpertStuck, Observation, Suite, Task
+from anyvla_sim.base import Benchmark, BenchmarkUnusable, Curve, Environment, ExpertStuck, Observation, Suite, Task
 from anyvla_sim.spec import Spec
 from anyvla_sim.workers.process import Event, WorkerProcess, explain_missing_package
 
@@ -95,7 +95,8 @@ class RemoteBenchmark(Benchmark):
     def suite(self, name: str) -> Suite:
         described = dict(self._describe(name)["suite"])
         tasks = [Task(**task) for task in described.pop("tasks")]
-        return Suite(tasks=tasks, **described)
+        curve = described.pop("curve")
+        return Suite(tasks=tasks, curve=None if curve is None else Curve(**curve), **described)
 
     def embodiment(self, suite: str) -> Mapping[str, Any]:
         return self._describe(suite)["embodiment"]
