@@ -11,7 +11,7 @@ from anyvla.config import build
 from anyvla.demonstrations.collect import CollectConfig, demonstrate
 from anyvla.robot.embodiment import Embodiment
 from anyvla_sim.metaworld.benchmark import MetaWorld
-from anyvla_sim.metaworld.chain_tasks import GOALS, guessing_rates, list_chains
+from anyvla_sim.metaworld.chain_tasks import GOALS, list_chains
 from anyvla_sim.metaworld.chains import ChainEnvironment
 from anyvla_sim.metaworld.suites import make_suite
 from anyvla_sim.metaworld.table import JOINTS
@@ -89,8 +89,7 @@ def test_a_policy_that_ignores_its_instruction_fails_early(world: ChainEnvironme
                 break
         else:
             solved.append(5)
-    assert np.mean(solved) < 1.3 < 5  # the experts solve 5
-    assert sum(guessing_rates(5)) == pytest.approx(0.54, abs=0.01)
+    assert np.mean(solved) < 1.3  # 0.53 is expected; the experts solve 5
 
 
 def test_starts_depend_on_the_seed_alone(world: ChainEnvironment) -> None:

@@ -39,11 +39,11 @@ State = Mapping[str, str]  # of the drawer, the window and the button
 
 @dataclass(frozen=True)
 class Chain:
-    """Tasks in a row, the state that they start from, and what else would be possible instead of each."""
+    """Tasks in a row and the state that they start from."""
 
     start: State
     tasks: Sequence[str]
-    others: Sequence[str]  # for each task, another one that is possible in the same state
+    alternatives: Sequence[str]  # for each task, another one that is possible in the same state
 
 
 def possible_tasks(state: State) -> list[str]:
@@ -60,13 +60,13 @@ def after(state: State, task: str) -> State:
 def sample_chain(rng: np.random.Generator, length: int) -> Chain:
     """Return a random chain. Each task is sampled uniformly from the possible ones."""
     start = state = _sample_state(rng)
-    tasks, others = [], []
+    tasks, alternatives = [], []
     for _ in range(length):
         order = rng.permutation(possible_tasks(state)).tolist()
         tasks.append(order[0])
-        others.append(order[1])  # two or more are always possible
+        alternatives.append(order[1])  # two or more are always possible
         state = after(state, order[0])
-    return Chain(start, tasks, others)
+    return Chain(start, tasks, alternatives)
 
 
 def sample_lead_in(rng: np.random.Generator, task: str, longest: int) -> Chain:
@@ -89,19 +89,4 @@ def _sample_state(rng: np.random.Generator) -> State:
 def list_chains(length: int) -> Sequence[Chain]:
     """Return the chains of the suite, the same for every policy. Shorter chains are the beginnings of longer ones."""
     chains = [sample_chain(np.random.default_rng((_CHAINS, seed)), LONGEST) for seed in range(COUNT)]
-    return [Chain(chain.start, chain.tasks[:length], chain.others[:length]) for chain in chains]
-
-
-def guessing_rates(length: int) -> list[float]:
-    """Return the rates of 1, 2, ... tasks in a row of a policy that always solves one of the possible tasks at random.
-
-    No policy that ignores its instruction has a higher expectation.
-    """
-    rates = np.zeros(length)
-    for chain in list_chains(length):
-        state, chance = chain.start, 1.0
-        for number, task in enumerate(chain.tasks):
-            chance /= len(possible_tasks(state))
-            rates[number] += chance / COUNT
-            state = after(state, task)
-    return rates.tolist()
+    return [Chain(chain.start, chain.tasks[:length], chain.alternatives[:length]) for chain in chains]

@@ -48,10 +48,10 @@ class ChainEnvironment(MetaWorldEnvironment):
 
     def _start(self, task: str, seed: int, factors: Mapping[str, str] | None, state: State) -> None:
         super().reset(task, seed, factors)
-        now, rng = self.simulation, np.random.default_rng((seed, COUNT))
-        for name, (low, high) in ((name, STARTS[state[name]]) for name in ("drawer", "window")):
+        now, rng = self.simulation, np.random.default_rng((seed, COUNT))  # apart from the generator of the lead-in
+        for name in ("drawer", "window"):
             joint = now.sim.data.joint(JOINTS[name])
-            joint.qpos, joint.qvel = rng.uniform(low, high) * self._full(name), 0.0
+            joint.qpos, joint.qvel = rng.uniform(*STARTS[state[name]]) * self._full(name), 0.0
         now.update()
         self._seen = now.sim._get_obs()
         self.begin(task)

@@ -112,5 +112,5 @@ def _make_chain_suite(repeat: int, length: int) -> Suite:
         episodes=100,
         starts=COUNT,
         chains=[list(chain.tasks) for chain in chains],
-        alternatives=[list(chain.others) for chain in chains],
+        alternatives=[list(chain.alternatives) for chain in chains],
     )
