@@ -48,7 +48,10 @@ def decide(study: StudyFile, lines: Sequence[CellLine]) -> list[Decision]:
     decisions = []
     for comparison in study.comparisons:
         conditions = [comparison.condition, *filter(None, [comparison.other_condition])]
-        scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure, comparison.tasks)
+        try:
+            scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure, comparison.tasks)
+        except ConfigError:  # the benchmark has no such task: nothing can be decided
+            scores = read_scores((), comparison.benchmark, conditions)
         for contrast in planned[comparison.name]:
             cells, complete = _find_cells(study, contrast, scores, groups)
             higher = _find_direction(contrast, scores, study.stop.block, bound) if complete else None

@@ -92,6 +92,14 @@ def test_only_start_states_that_all_policies_share_are_compared():
     assert (finding.states, finding.unshared) == (28, 12)
 
 
+def test_start_states_of_one_policy_alone_are_counted():
+    study = make_study({"head": HEADS}, seeds=[0])
+    lines = [make_line({"head": head}, 0, {"push": "01" * n}) for head, n in (("none", 10), ("gru", 6))]
+    (finding,) = only(study, lines).findings
+    assert (finding.states, finding.unshared) == (12, 8)
+    assert "12 start states (8 more not played by all)" in finding.sentence
+
+
 def test_cells_without_a_partner_are_left_out_and_named():
     study = make_study({"head": HEADS})
     lines = sample_lines(study, by_head)
@@ -219,6 +227,21 @@ def test_by_and_where_and_exclude_choose_the_contrasts():
     assert [c.name for c in list_contrasts(study, comparison)] == ["gru against none, with window 1"]
 
 
+def test_an_interaction_is_with_the_first_label_that_where_allows():
+    axes = {"head": HEADS, "window": [1, 4, 8]}
+    comparison = Comparison(name="x", axis="head", kind="interaction", by="window", where={"window": ["4", "8"]})
+    (contrast,) = list_contrasts(make_study(axes, comparison), comparison)
+    assert contrast.terms == {("none", "4"): 1, ("none", "8"): -1, ("gru", "4"): -1, ("gru", "8"): 1}
+
+
+def test_a_comparison_without_anything_to_compare_says_so():
+    comparison = Comparison(name="x", axis="demos", kind="curve", where={"demos": "10"})
+    study = make_study({"demos": [10, 100]}, comparison)
+    result = only(study, sample_lines(study, lambda labels: 0.5))
+    assert not result.findings
+    assert "leave nothing to compare" in result.missing[0]
+
+
 def test_lengths_of_chains_are_compared_in_tasks():
     study = make_study({"head": HEADS}, Comparison(name="x", axis="head", measure="length"))
     rng = np.random.default_rng(0)
@@ -254,6 +277,7 @@ def test_stopped_cells_are_tested_sequentially():
     assert finding.test == "sequential"
     assert finding.verdict == "higher"
     assert "ended early" in finding.sentence
+    assert "3 training seeds" in finding.sentence
     assert all(seed.stopped for row in analyze(study, lines).tables[0].rows for seed in row.seeds)
 
 

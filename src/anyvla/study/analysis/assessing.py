@@ -100,7 +100,7 @@ def _conclude(
             )
             for key, of in matched.scores.items()
         ),
-        seeds=mean.seeds,
+        seeds=len(np.unique(matched.seeds)),
         settings=len(np.unique(matched.settings)),
         states=mean.states,
         unshared=matched.unshared,

@@ -49,6 +49,7 @@ class Matched:
 
     values: Float[np.ndarray, "R C"]  # NaN: not played by all, or a simulator error
     errors: Bool[np.ndarray, "R C"]  # a policy of the row had a simulator error
+    unshared: int  # start states that some, but not all of the policies have a score for
     seeds: Shaped[np.ndarray, "R"]
     settings: Shaped[np.ndarray, "R"]
     tasks: Shaped[np.ndarray, "C"]
@@ -65,31 +66,27 @@ class Matched:
         """The start states that all policies played without a simulator error."""
         return np.isfinite(self.values).all(0)
 
-    @property
-    def unshared(self) -> int:
-        """The number of start states that were played, but not by all policies."""
-        return int((np.isfinite(self.values) | self.errors).any(0).sum() - self.shared.sum())
-
 
 def list_contrasts(study: StudyFile, comparison: Comparison) -> list[Contrast]:
     """Return the contrasts that answer a comparison, as far as `where` and `exclude` allow them."""
-    labels, others = study.labels(comparison.axis), study.labels(comparison.by) if comparison.by else (None,)
-    chosen = _chosen(comparison, labels)
-    base = comparison.base or labels[0]
+    labels = _allowed(study, comparison, comparison.axis)
+    others: list[str | None] = [*_allowed(study, comparison, comparison.by)] if comparison.by else [None]
+    base = comparison.base or study.labels(comparison.axis)[0]
     against = [label for label in comparison.against or labels if label != base]
+    chosen = [label for label in labels if not comparison.against or label in (base, *against)]
     found: list[Contrast] = []
     if comparison.kind == "gap":
         found = [_gap(comparison, label) for label in chosen]
     elif comparison.kind == "interaction":
         pairs = itertools.product(against, others[1:])
         found = [_interaction(comparison, (base, label), (str(others[0]), str(other))) for label, other in pairs]
-    elif comparison.kind == "curve":
+    elif comparison.kind == "curve" and len(chosen) > 1:
         found = [trend(comparison, sorted(chosen, key=float), by) for by in others]
     elif comparison.kind == "cost":
         found = [
             _difference(comparison, one, other, by) for by in others for one, other in itertools.combinations(chosen, 2)
         ]
-    else:
+    elif comparison.kind == "difference":
         found = [_difference(comparison, base, other, by) for by in others for other in against]
     return [contrast for contrast in found if _can_exist(study, comparison, contrast)]
 
@@ -127,10 +124,12 @@ def match(contrast: Contrast, scores: Scores) -> Matched:
     check_protocols([scores.policies[number] for number in used])
     numbers = {key: [rows[row][key] for row in complete] for key in contrast.terms}
     of_terms = {key: scores.values[at] for key, at in numbers.items()}
+    scored = np.isfinite(scores.values[used])
     settings = {setting: number for number, setting in enumerate(sorted({setting for setting, _ in complete}))}
     matched = Matched(
         values=np.sum([weight * of_terms[key] for key, weight in contrast.terms.items()], axis=0),
         errors=np.any([scores.errors[at] for at in numbers.values()], axis=0),
+        unshared=int(scored.any(0).sum() - scored.all(0).sum()),
         seeds=np.array([seed for _, seed in complete]),
         settings=np.array([settings[setting] for setting, _ in complete]),
         tasks=np.array([task for task, _ in scores.states]),
@@ -190,11 +189,10 @@ def _gap(comparison: Comparison, label: str) -> Contrast:
     return Contrast(name, terms, (), {**comparison.where, **group}, group)
 
 
-def _chosen(comparison: Comparison, labels: Sequence[str]) -> list[str]:
-    """Return the labels of a comparison that treats all alike: base and against if given, where `where` allows them."""
-    named = {*comparison.against, comparison.base or labels[0]} if comparison.against else set(labels)
-    wanted = comparison.where.get(comparison.axis, labels)
-    return [label for label in labels if label in named and label in ([wanted] if isinstance(wanted, str) else wanted)]
+def _allowed(study: StudyFile, comparison: Comparison, axis: str) -> list[str]:
+    """Return the labels of an axis that `where` allows."""
+    wanted = {axis: comparison.where[axis]} if axis in comparison.where else {}
+    return [label for label in study.labels(axis) if matches({axis: label}, wanted)]
 
 
 def _can_exist(study: StudyFile, comparison: Comparison, contrast: Contrast) -> bool:

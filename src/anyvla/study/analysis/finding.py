@@ -37,7 +37,7 @@ class Finding:
     p_adjusted: float  # by Holm, for all tests of the comparison
     test: Test
     terms: tuple[Term, ...]
-    seeds: int  # training seeds
+    seeds: int  # training seeds; only the crossed test is about other trainings than these
     settings: int  # combinations of all other labels, which weigh the same
     states: int  # start states that all cells share
     unshared: int  # start states that not all of them played without a simulator error

@@ -62,8 +62,10 @@ def answer_comparison(study: StudyFile, comparison: Comparison, lines: Sequence[
     except ConfigError as error:
         return Result(comparison, None, (), (), (), "", (f"{comparison.name}: {error}",), ())
     tested: list[tuple[Contrast, Matched]] = []
-    missing, notes = [], []
-    for planned in list_contrasts(study, comparison):
+    contrasts = list_contrasts(study, comparison)
+    missing = [] if contrasts else [f"{comparison.name}: its labels, where and exclude leave nothing to compare"]
+    notes = []
+    for planned in contrasts:
         contrast = _with_results(comparison, planned, scores)
         try:
             tested.append((contrast, match(contrast, scores)))

@@ -50,7 +50,7 @@ def state_scope(finding: Finding) -> str:
             "This holds for these trained policies only: their episodes ended early, so that other trainings were not "
             "tested, and the rates are further apart than they would be."
         )
-    return "This holds for these trained policies only: with one training seed, another training may differ."
+    return "This holds for these trained policies only: with one training of each, other trainings may differ."
 
 
 def state_plan(finding: Finding) -> str:
@@ -80,7 +80,8 @@ def format_amount(value: float, finding: Finding) -> str:
 
 def format_signed(value: float, finding: Finding) -> str:
     """Return a difference with its sign, without its unit."""
-    return f"{value:+.2f}" if finding.measure == "length" else f"{100 * value:+.1f}"
+    number, digits = (value, 2) if finding.measure == "length" else (100 * value, 1)
+    return f"{round(number, digits) + 0.0:+.{digits}f}"  # + 0.0 takes the sign from -0.0
 
 
 def unit(finding: Finding) -> str:
