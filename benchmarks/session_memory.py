@@ -36,7 +36,11 @@ ROBOT = {
 
 
 def make_policy(history: dict[str, Any]) -> VLA:
-    fuser = {"name": "gpt", "width": 256, "layers": 1, "heads": 4} if history["name"] == "policy_head" else "identity"
+    fusers = {
+        "policy_head": {"name": "gpt", "width": 256, "layers": 1, "heads": 4},
+        "recurrent": {"name": "mingru", "width": 256, "layers": 2},
+    }
+    fuser = fusers.get(history["name"], "identity")
     keys = {"backbone": "nano", "history": history, "fuser": fuser, "decoder": "regression", "readouts": 4, "chunk": 8}
     statistics = {
         n: {k: [v] * n for k, v in {"q01": -1.0, "q99": 1.0, "mean": 0.0, "std": 1.0}.items()} for n in (3, 4)
@@ -78,6 +82,7 @@ def main() -> None:
     histories = {
         "none": {"name": "none"},
         "policy_head": {"name": "policy_head", "window": options.window},
+        "recurrent": {"name": "recurrent"},
         "interleaved": interleaved,
         "interleaved, cache: false": interleaved | {"cache": False},
     }

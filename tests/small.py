@@ -30,12 +30,18 @@ SMALLEST = {  # a recipe's section model
     "decoder": {"name": "regression", "hidden": 32, "layers": 1},
     "chunk": 4,
 }
-HISTORIES = ["none", {"name": "policy_head", "window": 3}, {"name": "interleaved", "window": 3}]
+HISTORIES = [
+    "none",
+    {"name": "policy_head", "window": 3},
+    {"name": "interleaved", "window": 3},
+    {"name": "recurrent", "steps": 40},
+]
 FUSERS = [
     "identity",
     {"name": "mlp", "widths": [64]},
     {"name": "lstm", "hidden": 32, "layers": 2},
     {"name": "gpt", "width": 32, "layers": 2, "heads": 2},
+    {"name": "mingru", "width": 32, "layers": 2},
 ]
 DECODERS = {
     "regression": {"name": "regression", "hidden": 64, "layers": 1},

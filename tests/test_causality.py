@@ -24,6 +24,7 @@ HEAD = {"name": "policy_head", "window": WINDOW}
 INTERLEAVED = {"name": "interleaved", "window": WINDOW}
 VISIBLE = INTERLEAVED | {"past": "visible"}
 HISTORIES: dict[str, dict[str, Any]] = {
+    "recurrent": {"history": {"name": "recurrent", "steps": WINDOW}, "fuser": FUSERS[4]},
     "lstm": {"history": HEAD, "fuser": FUSERS[2]},
     "gpt": {"history": HEAD, "fuser": FUSERS[3]},
     "interleaved": {"history": INTERLEAVED},
@@ -139,7 +140,7 @@ def test_a_step_depends_on_itself_and_its_past_only(history: str, decoder: str, 
         for step in range(WINDOW):
             assert torch.equal(of[step].chunks[:step], base.chunks[:step])
     if decoder in INSIDE:  # it sees the steps through the backbone's cache, too
-        seen = OWN if HISTORIES[history]["history"] is HEAD else OWN | LATER
+        seen = OWN if history in ("lstm", "gpt", "recurrent") else OWN | LATER
         assert table(of_shown, "blind") == seen.tolist()
         assert table(of_done, "blind") == (OWN | past).tolist()
 

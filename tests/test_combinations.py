@@ -28,6 +28,7 @@ LENGTHS = {  # of the window that a session acts on, at each of its steps, where
     "none": [1, 1, 1, 1, 1],
     "policy_head": [1, 2, 3, 3, 3],
     "interleaved": [1, 2, 3, 3, 2],  # a full run ends, and the run that began a step later replaces it
+    "recurrent": [1, 2, 3, 4, 5],  # all steps: the state is carried over the session
 }
 
 
@@ -104,8 +105,10 @@ def test_there_are_sixty_combinations_and_each_pair_has_a_representative() -> No
         }
 
 
-def window_length(session: Session) -> int:
-    """Return the number of steps that the session acted on last."""
+def window_length(session: Session, step: int) -> int:
+    """Return the number of steps that the session acted on at its last step, `step` (from 0)."""
+    if session.fuser_state is not None:
+        return step + 1
     state = session.history_state
     return len(state[0].readouts if hasattr(state[0], "readouts") else state)
 
@@ -120,7 +123,7 @@ def test_it_acts_as_it_was_trained(structure: Combination, vla: VLA) -> None:
     for step in range(STEPS):
         order = [1, 0] if step in (1, STEPS - 1) else [0, 1]  # sessions may come in any order
         acted = act(vla, data, order, step, [together[row] for row in order])[order]
-        length = window_length(together[0])
+        length = window_length(together[0], step)
         assert length == LENGTHS[structure.history][step]
         seen = windowed(vla, cut(data, step + 1 - length, step + 1))
         torch.testing.assert_close(acted, seen[:, -1], atol=1e-4, rtol=1e-4)
@@ -230,7 +233,7 @@ def test_options_act_as_they_were_trained(name: str) -> None:
     for step in range(STEPS):
         acted.append(act(vla, data, [0, 1], step, sessions))
         begin = step + 1 - LENGTHS[kind][step]
-        assert window_length(sessions[0]) == LENGTHS[kind][step]
+        assert window_length(sessions[0], step) == LENGTHS[kind][step]
         actions = data.actions.clone()
         actions[:, : step + 1] = torch.stack(acted, 1)  # train on the executed chunks
         seen = windowed(vla, cut(dataclasses.replace(data, actions=actions), begin, step + 1))
@@ -274,7 +277,7 @@ def test_a_session_of_any_length_keeps_no_more_than_two_windows() -> None:
         vla.act([observation(data, 0, 0)], [session])
         caches = {id(run.cache): run.cache for run in session.history_state}
         most = max(most, sum(cache.valid.numel() for cache in caches.values()))
-        lengths.append(window_length(session))
+        lengths.append(window_length(session, len(lengths)))
     alone = vla.start("open it")
     vla.act([observation(data, 0, 0)], [alone])
     assert most <= 2 * 6 * alone.history_state[0].cache.valid.numel()

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from anyvla.config import ConfigError, build
 from anyvla.decoders.base import DecoderSpec
 from anyvla.decoders.regression import RegressionDecoder
-from anyvla.fusers import GPTFuser, IdentityFuser, LSTMFuser, MLPFuser
+from anyvla.fusers import GPTFuser, IdentityFuser, LSTMFuser, MinGRUFuser, MLPFuser, scan
 from anyvla.robot.space import ActionSpace
 from tests.decoders.token_parts import backbone
 
@@ -19,8 +19,10 @@ SMALL = {
     MLPFuser: {"widths": [16, 12]},
     LSTMFuser: {"hidden": 16, "layers": 2},
     GPTFuser: {"width": 16, "layers": 2, "heads": 2},
+    MinGRUFuser: {"width": 16, "layers": 2},
 }
-OVER_TIME = [LSTMFuser, GPTFuser]
+OVER_TIME = [LSTMFuser, GPTFuser, MinGRUFuser]
+RECURRENT = [LSTMFuser, MinGRUFuser]
 
 
 def make_fuser(make, window=4, features=8):
@@ -127,7 +129,49 @@ def test_invalid_options_are_refused():
         build(MLPFuser.Config, {"widths": []})
 
 
-@pytest.mark.parametrize(("make", "millions"), [(MLPFuser, 6.6), (LSTMFuser, 41), (GPTFuser, 106)])
+@pytest.mark.parametrize("make", RECURRENT)
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+def test_a_recurrent_fuser_gives_the_same_contexts_step_by_step(make, steps):
+    fuse, features = make_fuser(make), torch.randn(3, steps, 8)
+    whole = fuse(features)
+    state = torch.stack([fuse.start()] * 3)
+    for k in range(steps):
+        before, kept = state.clone(), state
+        context, state = fuse.step(features[:, k], state)
+        torch.testing.assert_close(context, whole[:, k], atol=1e-5, rtol=1e-5)
+        assert torch.equal(before, kept)  # another session may have the same one
+        assert state.shape == before.shape
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 13])
+def test_a_scan_is_the_recurrence(steps):
+    keep, added = torch.rand(2, steps, 4), torch.randn(2, steps, 4)
+    state, expected = torch.zeros(2, 4), []
+    for k in range(steps):
+        state = keep[:, k] * state + added[:, k]
+        expected.append(state)
+    torch.testing.assert_close(scan(keep, added), torch.stack(expected, 1))
+
+
+def test_the_gates_of_a_mingru_begin_at_the_inverse_of_times_up_to_the_longest():
+    """Evenly on a logarithmic scale, so that some units keep an input for the whole of a long episode."""
+    torch.manual_seed(0)
+    fuse = MinGRUFuser(build(MinGRUFuser.Config, {"width": 512, "layers": 1, "longest": 100}), 8, 4)
+    times = 1 / fuse.layers[0].gate.bias.detach().sigmoid()
+    assert 2 <= times.min() < 2.2
+    assert 90 < times.max() <= 101
+    assert (times - 1).log().mean().item() == pytest.approx(0.5 * torch.tensor(100.0).log().item(), rel=0.1)
+
+
+def test_a_mingru_remembers_an_early_step_at_full_length():
+    torch.manual_seed(0)
+    fuse = MinGRUFuser(build(MinGRUFuser.Config, {"width": 64, "layers": 2}), 8, 1)
+    features = torch.randn(1, 100, 8, requires_grad=True)
+    fuse(features)[0, -1, 0].backward()
+    assert features.grad[0, 0].abs().max() > 1e-3 * features.grad[0, -1].abs().max()
+
+
+@pytest.mark.parametrize(("make", "millions"), [(MLPFuser, 6.6), (LSTMFuser, 41), (GPTFuser, 106), (MinGRUFuser, 52)])
 def test_the_defaults_have_the_sizes_of_the_paper(make, millions):
     pose = {"groups": [{"name": "pose", "size": 6}]}
     pose["groups"].append({"name": "gripper", "size": 1, "kind": "gripper", "low": -1, "high": 1})
@@ -143,6 +187,7 @@ def test_the_defaults_have_the_sizes_of_the_paper(make, millions):
 def test_contexts_at_full_depth_differ_between_inputs_from_the_first_step(make):
     torch.manual_seed(0)
     depth = {"hidden": 128, "layers": 4} if make is LSTMFuser else {"width": 128, "layers": 8}
+    depth = {"width": 128, "layers": 4} if make is MinGRUFuser else depth
     fuse = make(build(make.Config, depth), 256, 8)
     features = torch.randn(16, 8, 256)
     context = fuse(features)

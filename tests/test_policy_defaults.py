@@ -16,10 +16,12 @@ PARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("histories", "none"): {},
     ("histories", "policy_head"): {"window": 8},  # the backbone study of RoboVLMs
     ("histories", "interleaved"): {"window": 8, "past": "hidden", "cache": True},
+    ("histories", "recurrent"): {"steps": 128, "at_once": None},
     ("fusers", "identity"): {},
     ("fusers", "mlp"): {"widths": [1024, 1024]},
     ("fusers", "lstm"): {"hidden": 1024, "layers": 4},  # RoboVLMs' policy heads
     ("fusers", "gpt"): {"width": 1024, "layers": 8, "heads": 8},
+    ("fusers", "mingru"): {"width": 1024, "layers": 4, "longest": 256},
     ("decoders", "regression"): {
         "loss": "l1",  # OpenVLA-OFT
         "hidden": [1024, 512, 256],  # RoboVLMs
@@ -82,10 +84,12 @@ def test_the_defaults_of_the_policy_itself() -> None:
         ("histories", "none", "SingleStep"),
         ("histories", "policy_head", "SeparateSteps"),
         ("histories", "interleaved", "Interleaved"),
+        ("histories", "recurrent", "Recurrent"),
         ("fusers", "identity", "IdentityFuser"),
         ("fusers", "mlp", "MLPFuser"),
         ("fusers", "lstm", "LSTMFuser"),
         ("fusers", "gpt", "GPTFuser"),
+        ("fusers", "mingru", "MinGRUFuser"),
         ("representations", "bins", "BinsCodec"),
         ("representations", "fast", "FastCodec"),
         ("representations", "vq", "VQCodec"),

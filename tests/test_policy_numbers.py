@@ -154,10 +154,12 @@ def test_the_noise_of_a_session_does_not_depend_on_its_neighbors() -> None:
 @pytest.mark.parametrize("keys", [{}, {"proprio": "token"}], ids=["fuser", "token"])
 def test_the_readouts_are_the_last_hidden_states_at_the_queries(history: Any, keys: dict[str, Any]) -> None:
     """A readout sees the queries before its own, so a change of query 1 leaves readout 0 as it is."""
-    fuser = {"name": "gpt", "width": 8, "layers": 1, "heads": 1} if history == HISTORIES[1] else "identity"
+    fuser: Any = {"name": "gpt", "width": 8, "layers": 1, "heads": 1} if history == HISTORIES[1] else "identity"
+    fuser = {"name": "lstm", "hidden": 8, "layers": 1} if history == HISTORIES[3] else fuser
     vla, data = policy(history, fuser, readouts=2, **keys), batch(1, 1)
     seen: list[torch.Tensor] = []
-    vla.fuser.register_forward_pre_hook(lambda _, given: seen.append(given[0][0, 0]))
+    inner = vla.fuser.lstm if history == HISTORIES[3] else vla.fuser  # which runs a row and a step
+    inner.register_forward_pre_hook(lambda _, given: seen.append(given[0][0, 0]))
     width = vla.backbone.width
     with torch.no_grad():
         vla.read(data)

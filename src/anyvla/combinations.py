@@ -41,6 +41,8 @@ def explain_conflict(history: str, fuser: str, decoder: str, representation: str
         return f"fuser {fuser} fuses the steps of a window, and history {history} has one step"
     if past.fuses and not past.in_backbone and not fuse.fuses_time:
         return f"history {history} leaves time to the fuser, and fuser {fuser} reads each step by itself"
+    if past.carries_state and not fuse.carries_state:
+        return f"history {history} carries the state of its fuser over the session, and fuser {fuser} has no state"
     if kind not in reads:
         if kind == "continuous":
             return f"decoder {decoder} writes tokens, and representation {representation} has none"

@@ -46,7 +46,15 @@ from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Normalizer, StatisticsError, write_statistics
 from anyvla.robot.shared_layout import Robot, SharedLayout
 from anyvla.robot.views import center_crop_views
-from anyvla.session import Session, check_call, check_length, check_seed, copy_sessions
+from anyvla.session import (
+    Session,
+    carry_states,
+    check_call,
+    check_length,
+    check_seed,
+    copy_sessions,
+    remember_proprio,
+)
 from anyvla.text import check_instruction
 from anyvla.types import Batch, Chunk, ChunkError, Observation
 
@@ -151,7 +159,9 @@ class VLA(nn.Module):
         steps = self._make_steps(images, instructions, proprio[valid], past)
         reading = self.history.read_windows(self.backbone, steps, valid, keep_cache=self.keeps_cache)
         robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
-        return DecoderInput(self._fuse(reading, proprio)[valid], reading.continuation, self._learned_dims(robots))
+        return DecoderInput(
+            self.fuser(self._join_features(reading, proprio))[valid], reading.continuation, self._learned_dims(robots)
+        )
 
     def _learned_dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
         return None if self.action_normalizer.learns_all else self.action_normalizer.learned[robots]
@@ -171,11 +181,9 @@ class VLA(nn.Module):
         before = 0 if past is None else past.shape[1]
         return StepInputs(images, instructions, torch.cat(embeddings, 1), len(self.queries), before)
 
-    def _fuse(self, reading: WindowReadouts, proprio: Float[Tensor, "B T P"]) -> Float[Tensor, "B T C"]:
+    def _join_features(self, reading: WindowReadouts, proprio: Float[Tensor, "B T P"]) -> Float[Tensor, "B T F"]:
         features = reading.readouts.flatten(2)  # (B, T, R*D)
-        if self.config.proprio == "fuser":
-            features = torch.cat([features, proprio.to(features.dtype)], dim=-1)
-        return self.fuser(features)
+        return torch.cat([features, proprio.to(features.dtype)], -1) if self.config.proprio == "fuser" else features
 
     def start(
         self, instruction: str, seed: int = 0, robot: str | None = None, *, may_be_empty: bool = False
@@ -187,19 +195,22 @@ class VLA(nn.Module):
         is no text, empty (unless `may_be_empty`) or too long for the backbone.
         """
         text = check_instruction(instruction, may_be_empty=may_be_empty)
-        session = self._open_session(text, self._find_robot(robot), torch.Generator().manual_seed(check_seed(seed)))
+        session = self._open_session(
+            text, self.layout.find_robot(robot), torch.Generator().manual_seed(check_seed(seed))
+        )
         past = 0 if session.past is None else len(session.past)
         added = len(self.queries) + (self.proprio_embedding is not None) + past
         check_length(text, self.backbone, self.history, len(self.embodiment.cameras), added, self.decoder.suffix_length)
         return session
 
     def _open_session(self, instruction: str, robot: int, generator: torch.Generator) -> Session:
-        history, memory, past = self.history.start(), deque[Tensor](maxlen=self.history.window), None
+        history, memory, past = self.history.start(), deque[Tensor](maxlen=self.history.kept_steps), None
         if self.history.sees_past:
             nothing = torch.zeros(1, self.config.chunk, self.embodiment.action.size, device=self.device)
             past = self.decoder.embed_chunks(nothing)
         past = None if past is None else torch.zeros_like(past[0])
-        return Session(weakref.ref(self), instruction, robot, generator, history, memory, past)
+        state = self.fuser.start() if self.history.carries_state else None
+        return Session(weakref.ref(self), instruction, robot, generator, history, memory, past, state)
 
     @torch.inference_mode()
     def act(
@@ -257,23 +268,26 @@ class VLA(nn.Module):
         return Committed(torch.from_numpy(actions).to(self.device), torch.from_numpy(mask).to(self.device))
 
     @torch.no_grad()  # not inference_mode: what the modules keep of a prediction may be used in training
-    def predict(self, batch: Batch, generators: Sequence[torch.Generator] | None = None) -> Float[Tensor, "B N A"]:
+    def predict(
+        self, batch: Batch, generators: Sequence[torch.Generator] | None = None, *, every_step: bool = False
+    ) -> Float[Tensor, "K N A"]:
         """Return the chunk at the last valid step of each window, in robot units: that of `act` after the same steps.
 
         Images are cropped here, as in acting. `generators`: one for each window, on the CPU; None: all with seed 0.
+        `every_step`: return the chunks at all valid steps of all windows, row by row.
         """
         generators = generators or [torch.Generator().manual_seed(0) for _ in batch.instructions]
         lengths = batch.step_mask.sum(1)
-        out = torch.zeros_like(batch.actions[:, 0])
+        out = torch.zeros_like(batch.actions)
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten()
             sessions = [self._open_session(batch.instructions[r], int(batch.robots[r]), generators[r]) for r in rows]
             for step in range(length):
                 read = self._read_step(batch.images[rows, step], batch.proprio[rows, step], sessions)
-                if step == length - 1 or self.history.sees_past:
-                    chunks = self._sample(read, sessions)
-            out[rows] = self.action_normalizer.denormalize(chunks, batch.robots[rows]).to(out.dtype)
-        return out
+                if every_step or step == length - 1 or self.history.sees_past:
+                    chunks = self.action_normalizer.denormalize(self._sample(read, sessions), batch.robots[rows])
+                    out[rows, step] = chunks.to(out.dtype)
+        return out[batch.step_mask] if every_step else out[torch.arange(len(out), device=out.device), lengths - 1]
 
     def _read_step(
         self, images: UInt8[Tensor, "B V H W 3"], vectors: Float[Tensor, "B P"], sessions: Sequence[Session]
@@ -292,12 +306,11 @@ class VLA(nn.Module):
             self.backbone, steps, [s.history_state for s in sessions], keep_cache=self.keeps_cache
         )
         lengths = reading.mask.sum(1)  # (B,), the windows' steps
-        windows = proprio.new_zeros(*reading.mask.shape, proprio.shape[-1])
-        for row, (session, now, length) in enumerate(zip(sessions, proprio, lengths.tolist(), strict=True)):
-            session.proprio.append(now.clone())  # a view would keep the proprio of the whole batch
-            windows[row, :length] = torch.stack(tuple(session.proprio)[-length:])
-        context = self._fuse(reading, windows)  # (B, T, C)
-        newest = context[torch.arange(len(sessions), device=self.device), lengths - 1]  # (B, C)
+        features = self._join_features(reading, remember_proprio(sessions, proprio, lengths.tolist()))  # (B, T, F)
+        if self.history.carries_state:
+            newest = carry_states(self.fuser, features[:, 0], sessions)  # (B, C)
+        else:
+            newest = self.fuser(features)[torch.arange(len(sessions), device=self.device), lengths - 1]
         return DecoderInput(newest, reading.continuation, self._learned_dims(robots))
 
     def _sample(
@@ -310,17 +323,6 @@ class VLA(nn.Module):
             for session, own in zip(sessions, past, strict=True):
                 session.past = own.clone()
         return chunks
-
-    def _find_robot(self, name: str | None) -> int:
-        names = self.layout.names
-        if name is None and len(names) == 1:
-            return 0
-        if name not in names:
-            asked = "say which robot acts" if name is None else f"there is no robot {name!r}"
-            raise ValueError(
-                f"{asked}: this policy was trained for {', '.join(names)}, as in start(text, robot={names[0]!r})"
-            )
-        return names.index(name)
 
     def save(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
         """Write a complete checkpoint: config, weights, statistics, backbone assets and codec.

@@ -77,6 +77,7 @@ histories = Registry(
         "none": "anyvla.histories.policy_head:SingleStep",
         "policy_head": "anyvla.histories.policy_head:SeparateSteps",
         "interleaved": "anyvla.histories.interleaved:Interleaved",
+        "recurrent": "anyvla.histories.recurrent:Recurrent",
     },
 )
 fusers = Registry(
@@ -86,6 +87,7 @@ fusers = Registry(
         "mlp": "anyvla.fusers:MLPFuser",
         "lstm": "anyvla.fusers:LSTMFuser",
         "gpt": "anyvla.fusers:GPTFuser",
+        "mingru": "anyvla.fusers:MinGRUFuser",
     },
 )
 representations = Registry(

@@ -18,6 +18,7 @@ from anyvla.types import Observation
 
 if TYPE_CHECKING:
     from anyvla.backbones.base import Backbone
+    from anyvla.fusers import RecurrentFuser
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Session:
     history_state: HistoryState
     proprio: deque[Tensor]  # normalized, of at most a window of steps
     past: Float[Tensor, "K D"] | None  # embeddings of its last chunk, zeros at first; None: steps do not see it
+    fuser_state: Float[Tensor, "S H"] | None = None  # replaced at each step, never changed; None: it is not carried
     warned: set[tuple[str, int]] = field(default_factory=set)  # the kind and dim of values that a warning has named
 
     def take(self, other: Session) -> None:
@@ -55,6 +57,28 @@ def copy_sessions(sessions: Sequence[Session], history: History) -> list[Session
 def separate(session: Session, history: History) -> None:
     """Release the memory that a session shares with those of its last call, which costs time if they act again."""
     session.history_state = history.separate(session.history_state)
+
+
+def remember_proprio(
+    sessions: Sequence[Session], proprio: Float[Tensor, "B P"], lengths: Sequence[int]
+) -> Float[Tensor, "B T P"]:
+    """Add the proprio of a new step to sessions. Return their last `lengths` proprio vectors, followed by zeros."""
+    windows = proprio.new_zeros(len(sessions), max(lengths), proprio.shape[-1])
+    for row, (session, now, length) in enumerate(zip(sessions, proprio, lengths, strict=True)):
+        session.proprio.append(now.clone())  # a view would keep the proprio of the whole batch
+        windows[row, :length] = torch.stack(tuple(session.proprio)[-length:])
+    return windows
+
+
+def carry_states(
+    fuser: RecurrentFuser, features: Float[Tensor, "B F"], sessions: Sequence[Session]
+) -> Float[Tensor, "B C"]:
+    """Return the contexts of a new step of sessions, which keep the states of the fuser after it."""
+    before = [session.fuser_state for session in sessions if session.fuser_state is not None]
+    context, states = fuser.step(features, torch.stack(before))
+    for session, state in zip(sessions, states, strict=True):
+        session.fuser_state = state.clone()  # a view would keep the states of the whole batch
+    return context
 
 
 def check_call(observations: Sequence[Observation], sessions: Sequence[Session], policy: nn.Module) -> None:

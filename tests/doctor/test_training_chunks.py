@@ -18,6 +18,7 @@ from tests.doctor import recordings
         ("none", "identity", {}),
         ({"name": "policy_head", "window": 3}, "lstm", {"execute": 3}),
         ({"name": "interleaved", "window": 4}, "gpt", {}),
+        ({"name": "recurrent", "steps": 4}, "mingru", {"execute": 3}),  # the sessions are longer than rows of training
         ({"name": "interleaved", "window": 3}, "identity", {"decoder": "diffusion"}),
         ({"name": "policy_head", "window": 2}, "lstm", {"decoder": "flow"}),
         ({"name": "policy_head", "window": 2}, "gpt", {"view": {"size": [32, 32], "crop": 0.8}}),

@@ -32,6 +32,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
         "representation": "fast",
         "history": small.HISTORIES[2] | {"past": "visible"},
     },
+    "mingru over a row": {"history": {"name": "recurrent", "steps": 5, "at_once": 2}, "fuser": small.FUSERS[4]},
     "LoRA": {"backbone": small.NANO | {"lora": LORA, "train": {"vision": False}}},
 }
 

@@ -20,6 +20,7 @@ MODELS = {
     "one step": {"readouts": 3},
     "in one sequence": {"history": {"name": "interleaved", "window": 6}, "proprio": "token"},
     "a sequence each": {"history": {"name": "policy_head", "window": 3}, "fuser": FUSERS[2]},
+    "a state": {"history": {"name": "recurrent"}, "fuser": FUSERS[4]},
     "a suffix": {
         "history": {"name": "interleaved", "window": 4, "past": "visible"},
         "decoder": "lm_tokens",

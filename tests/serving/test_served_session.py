@@ -19,11 +19,12 @@ from tests.serving.clients import ROBOT, Running, answer, ask, dial, error, pack
 STATEFUL = [
     {"history": {"name": "policy_head", "window": 3}, "fuser": {"name": "lstm", "hidden": 32, "layers": 1}},
     {"history": {"name": "interleaved", "window": 3}},
+    {"history": "recurrent", "fuser": small.FUSERS[4]},
     {"history": "none", "decoder": "diffusion"},
 ]
 
 
-@pytest.fixture(params=STATEFUL, ids=["policy_head", "interleaved", "diffusion"])
+@pytest.fixture(params=STATEFUL, ids=["policy_head", "interleaved", "recurrent", "diffusion"])
 def stateful(request: pytest.FixtureRequest) -> VLA:
     return small.awake(small.policy(**request.param))
 

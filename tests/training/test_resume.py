@@ -100,6 +100,23 @@ def test_a_run_of_an_older_version_lacks_newer_keys(root: Path, copy: Path, stra
     assert same(run(copy, root), straight)
 
 
+def test_a_run_on_whole_rows_resumes_and_does_not_depend_on_its_pieces(root: Path, tmp_path: Path) -> None:
+    """Rows of 6 or 7 steps: a piece of a batch may be shorter than the batch, which is as long as its longest row."""
+    structure = model({"name": "recurrent", "steps": 7, "at_once": 4}, {"name": "mingru", "width": 32, "layers": 2})
+    keys = {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 2, "precision": "float32"}
+    logs = []
+    for accumulate in (1, 2):
+        folder = tmp_path / str(accumulate)
+        wanted = recipe(structure, keys | {"accumulate": accumulate}, root)
+        whole = run(folder / "straight", root, wanted)
+        with pytest.raises(Interrupted):
+            run(folder / "stopped", root, wanted, stop=lambda: True)
+        assert same(run(folder / "stopped", root, wanted), whole)
+        lines = [json.loads(line) for line in (folder / "straight" / "train" / "log.jsonl").read_text().splitlines()]
+        logs.append([line["loss"] for line in lines])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+
+
 def test_a_setting_that_changes_results_is_refused_with_both_values(root: Path, copy: Path) -> None:
     document = to_dict(made(root, seed=3, optim={"lr": 0.5, "warmup_steps": 1}))
     document["data"]["sources"][0]["instruction"] = "go " * 500

@@ -31,6 +31,7 @@ from tests import small
 from tests.training.by_hand import distances, seed_of
 
 BEFORE = {"name": "policy_head", "window": 2}
+RECURRENT = {"name": "recurrent", "steps": 16}
 LSTM = {"name": "lstm", "hidden": 32, "layers": 1}
 
 
@@ -63,7 +64,7 @@ def log(folder: Path) -> dict[int, dict[str, Any]]:
 def validation(recipe: Recipe, mixture: Mixture, vla: VLA) -> Validation:
     assert mixture.validation is not None
     assert recipe.data.validation is not None
-    window = WindowConfig(window=vla.history.window, chunk=4, stride=2)
+    window = WindowConfig(window=vla.history.window, chunk=4, stride=2, whole=vla.history.carries_state)
     return Validation(vla, mixture.validation, recipe.data.validation, recipe.training, window)
 
 
@@ -143,7 +144,11 @@ def test_each_data_set_counts_by_its_share(root):
     assert measured == pytest.approx(sum(t for t, _ in per_step) / sum(c for _, c in per_step), rel=1e-5)
 
 
-@pytest.mark.parametrize(("history", "fuser"), [("none", "identity"), (BEFORE, LSTM)], ids=["none", "policy_head"])
+@pytest.mark.parametrize(
+    ("history", "fuser"),
+    [("none", "identity"), (BEFORE, LSTM), (RECURRENT, LSTM)],
+    ids=["none", "policy_head", "recurrent"],
+)
 def test_the_errors_are_those_of_acting_at_each_step_once(root, history, fuser):
     recipe = made(root, model=small.model(history, fuser, chunk=4, execute=2))
     mixture = open_mixture(recipe.data, root)
@@ -216,8 +221,8 @@ def test_at_most_so_many_windows_are_measured_and_always_the_same(root):
 
 def test_validation_changes_no_result_of_training(root, tmp_path, monkeypatch):
     """Dropout and noise come from generators that a measurement uses too."""
-    fuse = VLA._fuse
-    monkeypatch.setattr(VLA, "_fuse", lambda self, *of: torch.dropout(fuse(self, *of), 0.2, self.training))
+    join = VLA._join_features
+    monkeypatch.setattr(VLA, "_join_features", lambda self, *of: torch.dropout(join(self, *of), 0.2, self.training))
     model = small.model(BEFORE, LSTM, decoder="flow")
     rare = run(made(root, model=model, validate_every=100), tmp_path / "rare")
     often = run(made(root, model=model, validate_every=1), tmp_path / "often")

@@ -151,9 +151,13 @@ def print_explanation(e: Explanation, out: Console) -> None:
     )
     together = "in one sequence" if e.sequences == 1 else "one sequence each"
     steps = f"{e.window} steps, {together}" if e.window > 1 else "one step"
+    if e.carries_state:
+        steps, memory = "each step of an episode, one sequence each", "state carried over the session"
+    else:
+        memory = f"window {e.window}"
     limit = f" (it takes {e.limit} at most)" if e.limit else ""
     out.print("layout", style="bold", end="")
-    out.print(f": {steps} of {e.length} tokens{limit}; window {e.window}, chunk {e.chunk} x {e.action}, "
+    out.print(f": {steps} of {e.length} tokens{limit}; {memory}, chunk {e.chunk} x {e.action}, "
               f"{e.execute} executed", soft_wrap=True)  # fmt: skip
     for line in format_layout(e):
         out.print(line, soft_wrap=True)

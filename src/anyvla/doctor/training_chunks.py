@@ -28,8 +28,12 @@ def compute_training_chunks(
     The noise of decoders that sample it is that of a session with the seed of the episode. Images are cropped in the
     center, as in acting, since a random crop is an augmentation.
     """
+    steps = max(-(-len(episode) // vla.config.execute) for episode in episodes)
     window = WindowConfig(
-        window=vla.history.window, chunk=vla.config.chunk, stride=vla.config.execute, view=vla.config.view
+        window=max(steps, 1) if vla.history.carries_state else vla.history.window,
+        chunk=vla.config.chunk,
+        stride=vla.config.execute,
+        view=vla.config.view,
     )
     windows = WindowDataset(episodes[0].recording.mixture, window, trained=False)
     starts = [np.arange(0, len(episode), stride) for episode in episodes]

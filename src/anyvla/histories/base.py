@@ -57,10 +57,22 @@ class History(ABC):
     fuses: ClassVar[bool] = True  # whether a window has several steps, fused by the backbone or the fuser
     in_backbone: ClassVar[bool] = False  # whether the backbone fuses the steps
     sees_past: bool = False  # whether a step sees the readouts and chunks of earlier steps
+    # Whether the memory of a session is the state of the fuser, from its first step on. Then rows of training begin
+    # where a session begins, `window` is the most steps of a row, and `read_step` returns those of the new step only.
+    carries_state: ClassVar[bool] = False
     instead: str = "history: policy_head"  # suggested for a backbone that lacks a capability
 
     def __init__(self, window: int) -> None:
         self.window = window
+
+    @property
+    def kept_steps(self) -> int:
+        """The number of steps that a session keeps, the current one included."""
+        return 1 if self.carries_state else self.window
+
+    def describe(self) -> str:
+        """Return the memory of a session in words."""
+        return "state carried over the session" if self.carries_state else f"window {self.window}"
 
     @abstractmethod
     def start(self) -> HistoryState:

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anyvla.config import build
-from anyvla.data.training.cutting import count_windows
+from anyvla.data.training.cutting import count_rows, count_windows, longest_row
 from anyvla.data.training.mixture import Mixture, open_mixture
 from anyvla.evaluation.suites import open_suite
+from anyvla.histories.base import History
 from anyvla.planning.step_profile import Inputs
 from anyvla.policy import VLAConfig
 from anyvla.recipe import Recipe, collect_command
@@ -58,6 +59,7 @@ class DataFacts:
     windows: int | None
     frames: int | None  # of all cameras
     notes: tuple[str, ...]  # assumptions
+    row: int | None = None  # steps of the longest whole row; None: training has windows, or the data is not here yet
 
 
 def find_data(recipe: Recipe, run: Path) -> DataFacts:
@@ -87,7 +89,16 @@ def _describe(recipe: Recipe, mixture: Mixture) -> DataFacts:
         size = int(height), int(width)
     texts = {clean_instruction(d.task(i)) for d in mixture.datasets for i in range(min(len(d), READ))}
     longest = max(texts, key=len, default="")
-    window = recipe.model.history.build().window
+    history: History = recipe.model.history.build()
+    lengths, stride = [d.lengths for d in mixture.datasets], recipe.model.execute
+    if history.carries_state:
+        windows, row = (
+            sum(int(count_rows(own, stride).sum()) for own in lengths),
+            max(longest_row(own, stride) for own in lengths),
+        )
+        notes.append(f"a sample is a whole episode: memory and time are those of the longest, of {row} steps")
+    else:
+        windows, row = sum(int(count_windows(own, history.window, stride).sum()) for own in lengths), None
     if recipe.data.validation is not None:
         notes.append("the samples include those that data.validation will hold out")
     return DataFacts(
@@ -95,9 +106,10 @@ def _describe(recipe: Recipe, mixture: Mixture) -> DataFacts:
         image_size=size,
         instruction=longest or INSTRUCTION,
         episodes=sum(len(d) for d in mixture.datasets),
-        windows=sum(int(count_windows(d.lengths, window, recipe.model.execute).sum()) for d in mixture.datasets),
+        windows=windows,
         frames=sum(int(d.lengths.sum()) * len(d.embodiment.cameras) for d in mixture.datasets),
         notes=tuple(notes),
+        row=row,
     )
 
 
@@ -139,7 +151,7 @@ def planned_inputs(config: VLAConfig, data: DataFacts, run: Path) -> Iterator[In
         if config.representation.target.kind == "tokens" and not codec.is_dir():
             codec = Path(folder) / "codec"
             fit_made_up_codec(config, SharedLayout(data.embodiments).embodiment, codec)
-        yield Inputs(robots, data.image_size, data.instruction, codec)
+        yield Inputs(robots, data.image_size, data.instruction, codec, data.row)
 
 
 def fit_made_up_codec(config: VLAConfig, robot: Embodiment, folder: Path) -> bool:

@@ -101,7 +101,7 @@ def measure_speed(recipe: Recipe, inputs: Inputs, profile: StepProfile) -> Speed
 
 def make_up_batch(vla: VLA, inputs: Inputs, windows: int) -> Batch:
     """Return a batch of full windows of random images, for measurements."""
-    steps, robot, chunk = vla.history.window, vla.embodiment, vla.config.chunk
+    steps, robot, chunk = inputs.count_steps(vla), vla.embodiment, vla.config.chunk
     g = torch.Generator().manual_seed(0)
     shape = (windows, steps, len(robot.cameras), *inputs.image_size, 3)
     return Batch(

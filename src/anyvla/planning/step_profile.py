@@ -36,6 +36,11 @@ class Inputs:
     image_size: tuple[int, int]  # of all views
     instruction: str
     codec: Path | None = None
+    row: int | None = None  # steps of the longest row, where they are whole episodes; None: the history's window
+
+    def count_steps(self, vla: VLA) -> int:
+        """Return the steps of the longest window or row."""
+        return self.row or vla.history.window
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class StepProfiler:
             timeline=fit_timeline(small, large, SIZES),
             flops=(large.flops - small.flops) / (SIZES[1] - SIZES[0]),
             tokens=recorded.tokens // SIZES[1],
-            steps=vla.history.window,
+            steps=self._inputs.count_steps(vla),
         )
 
     def _record(self, config: VLAConfig, training: TrainingConfig) -> RecordedModel:
@@ -138,7 +143,7 @@ def _record_gradients(
 
 def make_batch(dry: DryRun, vla: VLA, inputs: Inputs, windows: int) -> Batch:
     """Return a batch of full windows. Only its images are fake: codecs encode the numbers of actions."""
-    steps, robot, chunk = vla.history.window, vla.embodiment, vla.config.chunk
+    steps, robot, chunk = inputs.count_steps(vla), vla.embodiment, vla.config.chunk
     height, width = inputs.image_size
     chunks = dummy_chunks(windows * steps, chunk, robot.action.size)
     return Batch(

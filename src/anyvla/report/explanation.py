@@ -29,7 +29,7 @@ from anyvla.types import Batch, Observation
 Kind = Literal["start", "image", "text", "past", "proprio", "readout", "suffix"]
 SIDE = 64  # pixels of dummy images; backbones resize them
 INSTRUCTION = "put the red cup on the plate"
-ACTED = 3  # steps of the dummy session
+ACTED = 3  # steps of the dummy session, and of the dummy row of a history without a window
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Explanation:
 
     name: str
     structure: dict[str, str]  # backbone, history, fuser, decoder, representation
-    window: int  # W
+    window: int  # W; the steps of the dummy row, if `carries_state`
     sequences: int  # that the backbone reads for one window
     length: int  # tokens of one sequence, without suffixes
     limit: int | None  # context length of the backbone in tokens; None: not declared
@@ -69,6 +69,7 @@ class Explanation:
     attention: Float[np.ndarray, "G G"] = field(repr=False)  # fraction of a column's tokens that a row attends to
     parts: tuple[ParameterCount, ...]
     notes: tuple[str, ...]
+    carries_state: bool = False  # whether the fuser's state is the memory of a session, so that there is no window
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -128,7 +129,7 @@ def dummy_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Tens
 
 def dummy_window(vla: VLA, seed: int = 0) -> Batch:
     """Return a full window of random images, proprio and smooth chunks."""
-    steps, robot = vla.history.window, vla.embodiment
+    steps, robot = min(vla.history.window, ACTED) if vla.history.carries_state else vla.history.window, vla.embodiment
     g = torch.Generator().manual_seed(seed)
     chunks = dummy_chunks(steps, vla.config.chunk, robot.action.size, seed)
     shape = (1, steps, len(robot.cameras), SIDE, SIDE, 3)
@@ -161,7 +162,7 @@ def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
         name=name,
         structure={part: getattr(config, part).name for part in ("backbone", "history", "fuser", "decoder")}
         | {"representation": config.representation.name},
-        window=vla.history.window,
+        window=batch.step_mask.shape[1],
         sequences=len(sequence.input_ids),
         length=int(sequence.attention_mask[0].sum()),
         limit=getattr(vla.backbone, "context", None),
@@ -173,6 +174,7 @@ def explain(vla: VLA, name: str, notes: Sequence[str] = ()) -> Explanation:
         attention=attention,
         parts=tuple(count_parameters(vla)),
         notes=(*_describe_model(vla, sequence), *notes),
+        carries_state=vla.history.carries_state,
     )
 
 
@@ -314,6 +316,10 @@ def _describe_model(vla: VLA, sequence: TokenSequence) -> Iterator[str]:
     if vla.codec is not None:
         ends = ", and an end" if vla.codec.ends else ""
         yield f"a chunk is at most {vla.codec.length} tokens of {vla.codec.size}{ends}"
+    if vla.history.carries_state:
+        size = int(vla.fuser.start().numel())
+        yield f"a session keeps no earlier step but the state of the fuser ({size} numbers), from its first step on"
+        yield f"training reads whole episodes: at most {vla.history.window} steps, {config.execute} actions apart"
     yield from _describe_acting(vla)
 
 

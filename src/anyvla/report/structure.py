@@ -142,6 +142,7 @@ def _draw_steps(draw: _Drawing, e: Explanation, top: float) -> None:
     one = e.sequences == 1
     steps = f"{e.window} steps in one sequence" if one else f"{e.window} steps, a sequence each"
     steps = "one step" if e.window == 1 else steps
+    steps = "each step of an episode, a sequence each" if e.carries_state else steps
     draw.text(MARGIN, top, f"What the backbone reads: {steps}, {e.length} tokens", "head")
     y, left, shown = top + 18, float(MARGIN + (54 if e.window > 1 else 0)), shown_steps(e.window)
     start = [g for g in e.groups if g.step < 0]
@@ -158,7 +159,7 @@ def _draw_steps(draw: _Drawing, e: Explanation, top: float) -> None:
         x = left
         if e.window > 1:
             draw.text(MARGIN, y + 15, f"step {step + 1}", "")
-            draw.text(MARGIN, y + 29, "(now)" if step == e.window - 1 else "", "soft small")
+            draw.text(MARGIN, y + 29, "(now)" if step == e.window - 1 and not e.carries_state else "", "soft small")
         for group, width in zip([*start, *groups], widths, strict=True):
             if group.step >= 0 or not one or not row:
                 draw.box(x, y, width, group)

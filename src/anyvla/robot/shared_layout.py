@@ -61,3 +61,15 @@ class SharedLayout:
             )
             for r in robots
         }
+
+    def find_robot(self, name: str | None) -> int:
+        """Return the index of a robot; None: of the only one. Raises ValueError for an unknown or a missing name."""
+        names = self.names
+        if name is None and len(names) == 1:
+            return 0
+        if name not in names:
+            asked = "say which robot acts" if name is None else f"there is no robot {name!r}"
+            raise ValueError(
+                f"{asked}: this policy was trained for {', '.join(names)}, as in start(text, robot={names[0]!r})"
+            )
+        return names.index(name)

@@ -43,7 +43,7 @@ A vision-language-action model made with anyvla: {parameters / 1e6:.1f} M parame
 | | |
 |---|---|
 | backbone | {config.backbone.name} |
-| history | {config.history.name}, window {vla.history.window} |
+| history | {config.history.name}, {vla.history.describe()} |
 | fuser, decoder | {config.fuser.name}, {config.decoder.name} |
 | chunk | {config.chunk} actions, {config.execute} executed |
 | robot | {robot.name}, {robot.control_hz:g} actions per second |

@@ -15,6 +15,7 @@ from anyvla.data.fingerprints import find_edited
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.files.folder_lock import lock_folder
+from anyvla.histories.base import History
 from anyvla.interrupted import Interrupted
 from anyvla.representations.codec_report import check_codec
 from anyvla.training import checkpoint
@@ -89,8 +90,10 @@ def train(
     if warning := describe_endless_warmup(config.optim, config.steps):
         logger.warning("%s", warning)
     torch.manual_seed(config.seed)
+    history: History = model.history.build()
     window = WindowConfig(
-        window=model.history.build().window,
+        window=history.window,
+        whole=history.carries_state,
         chunk=model.chunk,
         stride=model.execute,
         view=model.view,

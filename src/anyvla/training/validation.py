@@ -120,11 +120,15 @@ class Validation:
         sums.add(LOSS, float(loss.total), self.vla.count_elements(batch))
 
     def _measure_errors(self, batch: Batch, number: int, rows: Sequence[int], sums: _Sums) -> None:
-        """Add the errors at the last steps of windows, the `rows` of a batch of one data set."""
-        seeds = [derive_seed(self.config.seed, number, row, PREDICTIONS) for row in rows]
-        predicted = self.vla.predict(batch, [torch.Generator().manual_seed(s) for s in seeds]).float().cpu().numpy()
-        last = torch.arange(len(rows)), batch.step_mask.sum(1).cpu() - 1
-        recorded, mask = batch.actions.cpu()[last].numpy(), batch.action_mask.cpu()[last].numpy()
+        """Add the errors at the last step of windows, or all steps of whole rows: `rows` of a batch of a data set."""
+        generators = [
+            torch.Generator().manual_seed(derive_seed(self.config.seed, number, row, PREDICTIONS)) for row in rows
+        ]
+        every = self.windows.config.whole
+        predicted = self.vla.predict(batch, generators, every_step=every).float().cpu().numpy()
+        valid = batch.step_mask.cpu()
+        measured = valid if every else (torch.arange(len(rows)), valid.sum(1) - 1)
+        recorded, mask = batch.actions.cpu()[measured].numpy(), batch.action_mask.cpu()[measured].numpy()
         robot = self.vla.robots[int(batch.robots[0])].embodiment  # a data set is of one robot
         dims = self.vla.layout.robots[robot.name].action
         if not np.isfinite(predicted).all():  # as float16 may overflow

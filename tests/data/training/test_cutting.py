@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anyvla.data.training.cutting import count_windows, list_steps
 from anyvla.data.training.mixture import Mixture
-from anyvla.data.training.sampler import MixtureSampler
+from anyvla.data.training.sampler import MixtureSampler, WindowIndices
 from anyvla.data.training.window import WindowConfig, WindowDataset
 from tests.data.demonstrations import InMemory, demonstration
 
@@ -50,6 +50,52 @@ def test_windows_by_hand():
     assert every_window(3, 1, 4) == [[0], [1], [2]]
 
 
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4), stride=st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_each_step_is_in_one_whole_row_which_begins_as_a_session_could(lengths, stride):
+    episodes = [demonstration(n, seed=i) for i, n in enumerate(lengths)]
+    mixture = Mixture([InMemory(episodes)], [1.0], [None])
+    longest = -(-max(lengths) // stride)
+    windows = WindowDataset(mixture, WindowConfig(window=longest, chunk=1, stride=stride, whole=True))
+    assert windows.sizes == [sum(min(stride, n) for n in lengths)]
+    numbers = np.arange(windows.sizes[0])
+    batch = windows.batch(WindowIndices(np.zeros_like(numbers), numbers, numbers.astype(np.uint64)))
+    seen = Counter()
+    for proprio, valid, (_, number, last) in zip(
+        batch["proprio"], batch["step_mask"], batch["samples"].tolist(), strict=True
+    ):
+        episode = episodes[number]
+        steps = np.arange(last % min(stride, len(episode)), len(episode), min(stride, len(episode)))
+        assert last == steps[-1]
+        assert valid.sum() == len(steps)
+        assert np.array_equal(proprio[: len(steps)], episode.proprio[steps])
+        seen.update((number, step) for step in steps.tolist())
+    assert seen == Counter({(i, step): 1 for i, n in enumerate(lengths) for step in range(n)})
+    assert windows.end_within(WindowIndices(np.zeros_like(numbers), numbers, numbers.astype(np.uint64))).all()
+
+
+def test_a_batch_of_whole_rows_is_as_long_as_its_longest_one():
+    mixture = Mixture([InMemory([demonstration(n) for n in (3, 10, 20)])], [1.0], [None])
+    windows = WindowDataset(mixture, WindowConfig(window=64, chunk=1, stride=2, whole=True))
+    for numbers, steps in (([0, 1], 2), ([0, 2], 5), ([4, 3], 10)):
+        batch = windows.batch(WindowIndices(np.zeros(2, np.int64), np.array(numbers), np.zeros(2, np.uint64)))
+        assert batch["step_mask"].shape == (2, steps)
+        assert batch["images"].shape[1] == batch["actions"].shape[1] == steps
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_episodes_longer_than_the_longest_row_are_refused(trained):
+    mixture = Mixture([InMemory([demonstration(n) for n in (6, 21)])], [1.0], [None])
+    config = WindowConfig(window=11, chunk=1, stride=2, whole=True)
+    assert WindowDataset(mixture, config, trained=trained).sizes == [4]
+    with pytest.raises(
+        ValueError,
+        match=r"trains on whole episodes, and episode 1 of memory has 21 steps: with 2 executed at once, a row of 11 "
+        r"steps, where model\.history\.steps allows 10\. Raise it to 11",
+    ):
+        WindowDataset(mixture, WindowConfig(window=10, chunk=1, stride=2, whole=True), trained=trained)
+
+
 def sum_weights(windows: WindowDataset, batch_size: int, seed: int) -> list[Counter]:
     """Return for each source the share of the loss of each action that begins at each step, over whole epochs."""
     weights = [Counter() for _ in windows.sizes]
@@ -57,7 +103,7 @@ def sum_weights(windows: WindowDataset, batch_size: int, seed: int) -> list[Coun
         own = MixtureSampler([size], [1.0], batch_size, seed)
         draws = [own.sample(step) for step in range(-(-size // batch_size))]
         numbers = np.concatenate([draw.windows for draw in draws])[:size]
-        draw = type(draws[0])(np.full(size, source), numbers, np.zeros(size, np.uint64))
+        draw = WindowIndices(np.full(size, source), numbers, np.zeros(size, np.uint64))
         batch = windows.batch(draw)
         config = windows.config
         for row, (_, episode, last) in enumerate(batch["samples"].tolist()):

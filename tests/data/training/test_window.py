@@ -230,6 +230,7 @@ def test_the_default_window_is_one_step_with_a_chunk_of_eight():
         "window": 1,
         "chunk": 8,
         "stride": 1,
+        "whole": False,
         "view": {"size": None, "fit": "stretch", "crop": 1.0},
         "cache_gb": 2.0,
     }

@@ -40,7 +40,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("decoder", "fuser"),
     [
-        *((decoder, fuser) for decoder in ("regression", "diffusion", "flow", "tokens") for fuser in (1, 2, 3)),
+        *((decoder, fuser) for decoder in ("regression", "diffusion", "flow", "tokens") for fuser in (1, 2, 3, 4)),
         *((decoder, fuser) for decoder in ("lm_tokens", "expert") for fuser in (0, 1)),
     ],
 )

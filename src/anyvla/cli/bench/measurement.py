@@ -84,7 +84,7 @@ def measure(
     """Measure at most `rounds` and about `seconds`, but one round at least."""
     spans: list[dict[str, float]] = []
     totals: defaultdict[str, list[float]] = defaultdict(list)
-    warm_up = max(_WARM_UP, path.vla.history.window + 1)  # windows are full then
+    warm_up = max(_WARM_UP, path.vla.history.kept_steps + 1)  # windows are full then
 
     with asyncio.Runner() as runner:
         end = float("inf")

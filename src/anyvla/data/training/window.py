@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT
 from anyvla.data.episode import Episode, EpisodeDataset
 from anyvla.data.threads import compute_alone
-from anyvla.data.training.cutting import count_windows, list_steps
+from anyvla.data.training.cutting import count_rows, count_windows, list_steps, longest_row
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.reading import ReadingNotes
 from anyvla.data.training.sampler import WindowIndices
@@ -45,6 +45,8 @@ class WindowConfig:
     chunk: int = Field(default=8, ge=1, le=STEPS)  # N: actions of the chunk that begins at each observation
     # steps between the observations of a window: the actions executed between two predictions
     stride: int = Field(default=1, ge=1, le=STEPS)
+    # whole rows in place of windows: each begins where a session could and has all steps to the end, at most `window`
+    whole: bool = False
     view: ViewConfig = ViewConfig()
     # decoded frames kept in memory; others are decoded at each use
     cache_gb: float = Field(default=2.0, ge=0, le=GB)
@@ -68,7 +70,8 @@ class WindowDataset:
 
     Windows end at each step of an episode and after its end, so that each step is in equally many
     (`anyvla.data.training.cutting`). A window over the beginning or the end of an episode has fewer steps: these come
-    first, followed by masked steps of zeros. Dims and views that a robot does not have are zeros too. Raises ValueError
+    first, followed by masked steps of zeros. With `whole`, windows are whole rows, and a batch is as long as its
+    longest one. Dims and views that a robot does not have are zeros too. Raises ValueError
     for data that cannot be trained on (episodes too short for a full window or chunk, cameras of different sizes).
     `batch` may be called from several threads.
     """
@@ -76,9 +79,12 @@ class WindowDataset:
     def __init__(self, mixture: Mixture, config: WindowConfig, *, trained: bool = True) -> None:
         """Take `trained` = False for held-out episodes, which may all be shorter than a window or a chunk."""
         self.mixture, self.config = mixture, config
-        for dataset in mixture.datasets if trained else ():
-            _check_lengths(dataset, config)
-        counts = [count_windows(dataset.lengths, config.window, config.stride) for dataset in mixture.datasets]
+        for dataset in mixture.datasets:
+            if config.whole:
+                _check_rows(dataset, config)
+            if trained:
+                _check_lengths(dataset, config)
+        counts = [self._count(dataset.lengths) for dataset in mixture.datasets]
         self._ends = [np.cumsum(own) for own in counts]
         self.sizes = [int(ends[-1]) for ends in self._ends]  # windows of each source
         # Shares of the windows that give the steps of the sources the shares of the mixture. They do not sum to 1.
@@ -132,10 +138,10 @@ class WindowDataset:
 
     def batch(self, indices: WindowIndices) -> WindowBatch:
         """Return windows. Raises IndexError for one that does not exist, ValueError for a damaged episode."""
-        config, whole = self.config, self.mixture.layout.embodiment
-        count, window = len(indices), config.window
+        config, whole, count = self.config, self.mixture.layout.embodiment, len(indices)
         found = self._find_all(indices)
         steps = [self._list_steps(*where) for where in found]
+        window = max(map(len, steps)) if config.whole else config.window
         out = WindowBatch(
             images=np.zeros((count, window, len(whole.cameras), *self._image), np.uint8),
             proprio=np.zeros((count, window, whole.proprio.size), np.float32),
@@ -161,7 +167,7 @@ class WindowDataset:
         return out
 
     def find_window(self, source: int, episode: int, step: int) -> int:
-        """Return the number of the window that ends at a step of an episode."""
+        """Return the number of the window that ends at a step of an episode; not for whole rows."""
         return (int(self._ends[source][episode - 1]) if episode else 0) + step
 
     def end_within(self, indices: WindowIndices) -> Bool[np.ndarray, "B"]:
@@ -188,6 +194,12 @@ class WindowDataset:
         for view, camera in zip(places.views, episode.embodiment.cameras, strict=True):
             out["images"][row, :k, view] = self._decode(episode, camera, steps)
 
+    def _count(self, lengths: Int64[np.ndarray, "E"]) -> Int64[np.ndarray, "E"]:
+        config = self.config
+        return (
+            count_rows(lengths, config.stride) if config.whole else count_windows(lengths, config.window, config.stride)
+        )
+
     def _list_steps(self, source: int, episode: int, end: int) -> Int64[np.ndarray, "k"]:
         length = int(self.mixture.datasets[source].lengths[episode])
         return list_steps(end, length, self.config.window, self.config.stride)
@@ -201,7 +213,9 @@ class WindowDataset:
         if not 0 <= window < ends[-1]:
             raise IndexError(f"source {source} has {ends[-1]} windows; no window {window}")
         episode = int(np.searchsorted(ends, window, side="right"))
-        return source, episode, window - (int(ends[episode - 1]) if episode else 0)
+        number = window - (int(ends[episode - 1]) if episode else 0)
+        length = int(self.mixture.datasets[source].lengths[episode])
+        return source, episode, number + (length - min(self.config.stride, length) if self.config.whole else 0)
 
     def _request(self, source: int, episode: int) -> Future[Episode]:
         """Return an episode, which is read in the background if it is not in memory."""
@@ -271,6 +285,18 @@ def _image_shape(datasets: Sequence[EpisodeDataset], view: ViewConfig) -> tuple[
     return (*next(iter(sizes.values())), 3)
 
 
+def _check_rows(dataset: EpisodeDataset, config: WindowConfig) -> None:
+    """Raise ValueError if an episode gives a row of more than `window` steps."""
+    longest = longest_row(dataset.lengths, config.stride)
+    if longest > config.window:
+        raise ValueError(
+            f"history recurrent trains on whole episodes, and episode {dataset.lengths.argmax()} of {dataset.root} has "
+            f"{dataset.lengths.max()} steps: with {config.stride} executed at once, a row of {longest} steps, where "
+            f"model.history.steps allows {config.window}. Raise it to {longest} (the memory of training grows with it; "
+            "a smaller batch_size and model.history.at_once save memory), or execute more actions at once"
+        )
+
+
 def _check_lengths(dataset: EpisodeDataset, config: WindowConfig) -> None:
     """Raise ValueError if no episode has a full window or chunk; warn if most have none."""
     lengths = dataset.lengths
@@ -278,7 +304,7 @@ def _check_lengths(dataset: EpisodeDataset, config: WindowConfig) -> None:
         raise ValueError(f"{dataset.root} holds no episode: there is nothing to train on")
     longest = int(lengths.max())
     at = f"the longest of {len(lengths)} episodes (number {lengths.argmax()} of {dataset.root}) has {longest} steps"
-    span = (config.window - 1) * config.stride + 1
+    span = 1 if config.whole else (config.window - 1) * config.stride + 1
     if span > longest:
         largest, nearest = (longest - 1) // config.stride + 1, (longest - 1) // (config.window - 1)
         raise ValueError(

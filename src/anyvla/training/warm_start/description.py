@@ -68,7 +68,7 @@ def describe(vla: VLA) -> Description:
         tensors=found,
         embodiment=vla.embodiment,
         chunk=config.chunk,
-        window=vla.history.window,
+        window=vla.history.kept_steps,
         readouts=config.readouts,
         language=parts["language"],
         vocabulary={} if tokenizer is None else tokenizer.get_vocab(),
@@ -81,7 +81,7 @@ def describe(vla: VLA) -> Description:
         facts={
             "robots": ", ".join(vla.layout.names),
             "cameras": ", ".join(vla.embodiment.cameras),
-            "history": f"{config.history.name}, window {vla.history.window}",
+            "history": f"{config.history.name}, {vla.history.describe()}",
             "proprio": config.proprio,
             "scaling of actions": config.normalization.action,
             "scaling of proprio": config.normalization.proprio,
