@@ -136,7 +136,7 @@ def test_a_suite_with_a_chance_level_shows_it_with_pairs_and_curve(tmp_path: Pat
     assert "30 of 40 episodes" in plain(read.text("head"))
     assert "; chance 50 %" in plain(read.text("head"))
     pairs = plain(read.text("pairs"))
-    assert "tested ability: 50 %." in pairs
+    assert "tested ability: 50 %." in plain(read.text("tasks"))
     assert "d0 pairs: both right 10, one 0, neither 0 20 /20 100 %" in pairs
     assert "d12 pairs: both right 0, one 10, neither 0 10 /20 50 %" in pairs
     assert read.html.count('class="dot"') == 2

@@ -134,7 +134,7 @@ def test_rates_are_drawn_to_scale():
     leveled = ElementTree.fromstring(draw_rate_curve(rates, "delay", "success", chance=0.25))
     level = next(line for line in leveled.iter("line") if line.get("class") == "chance")
     assert float(level.get("y1")) - TOP == pytest.approx(0.75 * (HEIGHT - BOTTOM - TOP), abs=0.1)
-    assert "chance 25\N{NO-BREAK SPACE}%" in [text.text for text in leveled.iter("text")]
+    assert leveled.find("text[@class='axis']").text == "delay (dashed: chance, 25\N{NO-BREAK SPACE}%)"
     assert ElementTree.fromstring(draw_rate_curve({3: wilson(1, 2)}, "delay", "one")).find("polyline") is not None
     with pytest.raises(ValueError, match="none: there is no rate to draw"):
         draw_rate_curve({}, "delay", "none")

@@ -101,12 +101,12 @@ def draw_rate_curve(rates: Mapping[int, Interval], axis: str, label: str, chance
 
     summary = ", ".join(f"{format_percent(i.value)} at {n}" for n, i in sorted(rates.items()))
     ticks = [(y(tick), format_percent(tick)) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    if chance is not None:
+        axis = f"{axis} (dashed: chance, {format_percent(chance)})"
     parts = start_curve(f"{label}: {summary}", axis, ticks)
     if chance is not None:
         ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(chance):.1f}" y2="{y(chance):.1f}"'
         parts.append(f'<line class="chance" {ends}/>')
-        corner = f'x="{WIDTH - RIGHT - 4}" y="{y(chance) + 14:.1f}"'
-        parts.append(f'<text class="key" {corner} text-anchor="end">chance {format_percent(chance)}</text>')
     line = " ".join(f"{x(n):.1f},{y(i.value):.1f}" for n, i in sorted(rates.items()))
     parts.append(f'<polyline class="line" points="{line}"/>')
     apart = math.ceil(len(rates) / LABELS)

@@ -1,11 +1,11 @@
-"""The suite `recall`: the present picture does not say what to do, so a policy needs to have seen the cue.
+"""The suite `recall`: the present picture does not tell the answer, so a policy needs to remember the cue.
 
 Every episode shows a cue, then nothing for a while, then a go sign that is the same whatever the cue was. The two tasks
 of a pair differ in their cue only: for the same seed they look the same from the end of the cue on. A policy whose
 actions depend on the present observation acts alike in both, so it succeeds in one of each pair at most.
 
 - `d0` to `d48`, delayed response (Hunter 1913): a ball is blue or green. At the go sign there is a red ball at each of
-  two places, and the hand must reach the place that the color stands for. The number is the delay in actions.
+  two places, and the hand must reach the place of that color. The number is the delay in actions.
 - `press`: a ball blinks once or twice, and the button must be pressed as often, which takes counting as well.
 
 Motion before the go sign is ignored: a hand that may move carries the cue in its position.

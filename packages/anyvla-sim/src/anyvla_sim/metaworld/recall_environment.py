@@ -31,9 +31,9 @@ SPRING = 2.0  # of the button, N/m; the stock one, 0.5, takes 12 actions to come
 
 
 class Scene(ABC):
-    """What an episode shows, and what the arm has to do after the go sign. An answer is 0 or 1.
+    """The balls of an episode and the task of the arm after the go sign. An answer is 0 or 1.
 
-    Making one moves the hand of `sim`, just reset, to where it starts.
+    The constructor moves the hand of `sim`, which was just reset, to its start position.
     """
 
     def __init__(self, sim: Any) -> None:
@@ -62,7 +62,7 @@ class Scene(ABC):
 
 
 class Places(Scene):
-    """Reach the place that the color of the cue stands for."""
+    """Reach the place that belongs to the color of the cue."""
 
     def __init__(self, sim: Any, rng: np.random.Generator) -> None:
         super().__init__(sim)
