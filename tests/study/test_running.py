@@ -157,3 +157,37 @@ def test_a_folder_belongs_to_one_study(made: Path, tmp_path: Path) -> None:
         StudyFolder(made / "out").claim(other)
     with pytest.raises(ValueError, match="is not empty and is no study's folder"):
         StudyFolder(tmp_path).claim(other)
+
+
+def test_a_decided_comparison_needs_no_more_episodes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second look decides; then cells keep the episodes of two blocks, and a rerun plays no more."""
+    from anyvla.study import early_stopping
+
+    def decide(study: object, known: list[CellLine]) -> set[str]:
+        whole = len(known) == 2 and all(len(line.episodes[0].outcomes) >= 4 for line in known)
+        return {line.cell for line in known} if whole else set()
+
+    monkeypatch.setattr(early_stopping, "decided", decide)
+    root = tmp_path / "out"
+    shutil.copytree(made / "out", root, symlinks=True)
+    keys = {"evaluation": {**RECIPE["evaluation"], "episodes": 40, "first_seed": 7}}
+    path = write_study(tmp_path, keys, **SMALL | {"stop": {"block": 2}})
+    assert run(path, root) == ["evaluate"] * 4
+    assert {len(line.episodes[0].outcomes) for line in lines(root).values()} == {4}
+    assert see(path, root).states == {"done": 2}
+    assert run(path, root) == []
+    monkeypatch.setattr(early_stopping, "decided", lambda study, known: set())
+    path = write_study(
+        tmp_path, keys | {"evaluation": keys["evaluation"] | {"episodes": 5}}, **SMALL | {"stop": {"block": 2}}
+    )
+    assert run(path, root) == ["evaluate"] * 2  # at most the episodes of the recipe
+    assert {len(line.episodes[0].outcomes) for line in lines(root).values()} == {5}
+
+
+def test_early_stopping_needs_the_number_of_episodes(tmp_path: Path) -> None:
+    keys = {key: value for key, value in RECIPE["evaluation"].items() if key != "episodes"}
+    path = write_study(tmp_path, {"evaluation": keys}, **SMALL | {"stop": {}})
+    with pytest.raises(ValueError, match=r"needs the number of episodes: evaluation\.episodes"):
+        see(path, tmp_path / "out")

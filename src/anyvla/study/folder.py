@@ -109,6 +109,12 @@ class StudyFolder:
                 return done
         return None
 
+    def episodes_of(self, name: str) -> int:
+        """Return the episodes per task that an evaluation has played; 0 if it has not ended."""
+        with contextlib.suppress(DocumentError):
+            return Done(**read_object(self.of(name) / _DONE)).episodes
+        return 0
+
     def failure(self, name: str) -> Failure | None:
         """Return why a job failed; None if it did not."""
         with contextlib.suppress(DocumentError):

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import psutil
 
 from anyvla.study.cells import Cell, expand
+from anyvla.study.early_stopping import EarlyStopping
 from anyvla.study.file import StudyFile
 from anyvla.study.folder import Done, StudyFolder
 from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
@@ -43,6 +44,7 @@ class Overview:
     estimates: Mapping[Kind, Estimate]
     measured: Mapping[Kind, int]  # jobs that an estimate is the mean of
     lines: Mapping[str, CellLine]  # of the store, by cell
+    stopping: EarlyStopping | None = None
 
     @cached_property
     def states(self) -> Mapping[str, int]:
@@ -129,9 +131,10 @@ def look(study: StudyFile, source: Path, folder: StudyFolder, *, retry: bool = F
     """Return the state of a study in a folder. With `retry`, jobs that have failed are missing. Raises ConfigError."""
     cells = expand(study, source)
     jobs_of = {cell.name: list_jobs(cell, study.benchmarks) for cell in cells if not cell.invalid}
-    jobs: dict[str, Job] = {}
-    for of in jobs_of.values():
-        jobs |= of.jobs
+    stopping = None if study.stop is None else EarlyStopping(study, study.stop, cells, jobs_of, folder)
+    if stopping is not None:
+        jobs_of = stopping.ask()
+    jobs = join_jobs(jobs_of)
     failed = {} if retry else find_failed(jobs, folder)
     causes = {name: folder.failure(name) for name in set(failed.values())}
     done = {name: found for name, job in jobs.items() if (found := folder.done(job)) is not None}
@@ -148,7 +151,16 @@ def look(study: StudyFile, source: Path, folder: StudyFolder, *, retry: bool = F
         estimates={kind: _estimate(kind, found) for kind, found in by_kind.items()},
         measured={kind: len(found) for kind, found in by_kind.items()},
         lines={line.cell: line for line in read_store(folder.store)} if folder.store.is_file() else {},
+        stopping=stopping,
     )
+
+
+def join_jobs(jobs_of: Mapping[str, CellJobs]) -> dict[str, Job]:
+    """Return the jobs of all cells, each once."""
+    jobs: dict[str, Job] = {}
+    for of in jobs_of.values():
+        jobs |= of.jobs
+    return jobs
 
 
 def _estimate(kind: Kind, done: Iterable[Done]) -> Estimate:

@@ -34,7 +34,7 @@ def record(study: StudyFile, cell: Cell, jobs: CellJobs | None, folder: StudyFol
         failed = find_failed(jobs.jobs, folder)
         if any(name not in failed and folder.done(job) is None for name, job in jobs.jobs.items()):
             return False
-        line = _describe_failure(study, cell, jobs, folder, failed) if failed else _describe(study, cell, jobs, folder)
+        line = _describe_failure(study, cell, jobs, folder, failed) if failed else describe(study, cell, jobs, folder)
     if known is None or _without_time(known) != _without_time(line):
         append_cell(folder.store, line)
     return True
@@ -57,7 +57,8 @@ def _describe_failure(
     return _begin(study, cell, state=state, error=f"{jobs.jobs[cause].kind}: {failure.reason}", keys=_keys(jobs))
 
 
-def _describe(study: StudyFile, cell: Cell, jobs: CellJobs, folder: StudyFolder) -> CellLine:
+def describe(study: StudyFile, cell: Cell, jobs: CellJobs, folder: StudyFolder) -> CellLine:
+    """Return the line of a cell whose jobs are all done."""
     results: list[EpisodeResult] = []
     for name in jobs.evaluations:
         results += read_results(folder.of(name) / RESULTS)

@@ -56,9 +56,9 @@ class Scheduler:
         folder: StudyFolder,
         executor: Executor,
         find_needs: Callable[[Job], Needs],
-        on_end: Callable[[Job], None] = lambda job: None,
+        on_end: Callable[[], Mapping[str, Job]],
     ) -> None:
-        """`on_end` is called for each job that is done or failed."""
+        """`on_end` is called when a job is done or has failed, and returns the jobs from then on."""
         self._jobs, self._folder, self._executor = jobs, folder, executor
         self._find_needs, self._on_end = find_needs, on_end
         self._order = {name: number for number, name in enumerate(jobs)}
@@ -74,9 +74,10 @@ class Scheduler:
                 self._executor.close()
                 return False
             self._submit(missing)
-            for ended in self._executor.wait(0.5):
-                if self._end(ended):
-                    missing = {job.name for job in find_missing(self._jobs, self._folder)}
+            ended = [self._end(one) for one in self._executor.wait(0.5)]
+            if any(ended):
+                self._jobs = self._on_end()
+                missing = {job.name for job in find_missing(self._jobs, self._folder)}
         return True
 
     def _submit(self, missing: set[str]) -> None:
@@ -86,7 +87,7 @@ class Scheduler:
             for name in missing - self._running
             if missing.isdisjoint(self._jobs[name].before) and self._later.get(name, 0.0) <= now
         ]
-        for job in sorted(ready, key=lambda job: (_FIRST[job.kind], self._order[job.name])):
+        for job in sorted(ready, key=self._rank):
             needs = self._find_needs(job)
             if not self._executor.has_room(needs):
                 return
@@ -95,6 +96,11 @@ class Scheduler:
             command += ["--threads", str(needs.threads)]
             self._executor.submit(Task(job.name, command, needs, self._folder.of(job.name) / LOG))
             self._running.add(job.name)
+
+    def _rank(self, job: Job) -> tuple[int, int, int]:
+        """Return the place of a job in the queue. Cells with few episodes are played first: comparisons need all."""
+        episodes = (job.recipe.evaluation.episodes or 0) if job.kind == "evaluate" else 0
+        return _FIRST[job.kind], episodes, self._order[job.name]
 
     def _end(self, ended: Ended) -> bool:
         """Note that a process has ended. Return whether its job has too: it is done, or it failed."""
@@ -112,5 +118,4 @@ class Scheduler:
             tail = self._folder.tail(job.name)
             text = f"{reason}. The end of its log:\n{tail}" if tail else reason
             self._folder.set_failure(job.name, Failure(text, ended.over_budget))
-        self._on_end(job)
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,6 +119,7 @@ def finish(
     """Run the missing jobs, and write the line of each cell when it ends. Raises Interrupted."""
     from anyvla.cli.common import ProgressBar
     from anyvla.study.executors.base import Needs
+    from anyvla.study.overview import join_jobs
     from anyvla.study.record import record
     from anyvla.study.schedule import Scheduler
 
@@ -125,13 +127,14 @@ def finish(
         for name in overview.jobs:
             folder.forget_failure(name)
     open_cells = {cell.name: cell for cell in overview.cells}
-    lines = dict(overview.lines)
 
-    def write_ended(_: Job | None = None) -> None:
+    def write_ended() -> Mapping[str, Job]:
+        jobs_of = overview.jobs_of if overview.stopping is None else overview.stopping.ask()
         for name, cell in list(open_cells.items()):
-            if record(study, cell, overview.jobs_of.get(name), folder, lines.get(name)):
+            if record(study, cell, jobs_of.get(name), folder, overview.lines.get(name)):
                 del open_cells[name]
         bar(len(overview.cells) - len(open_cells), len(overview.cells))
+        return overview.jobs if overview.stopping is None else join_jobs(jobs_of)
 
     def find_needs(job: Job) -> Needs:
         estimate = overview.estimates[job.kind]
@@ -139,9 +142,9 @@ def finish(
         return Needs(study.budget.minutes, limit, min(estimate.memory_gb, limit), threads, gpus)
 
     with ProgressBar("cells") as bar, graceful() as stop:
-        write_ended()
+        jobs = write_ended()
         try:
-            whole = Scheduler(overview.jobs, folder, executor, find_needs, write_ended).run(stop)
+            whole = Scheduler(jobs, folder, executor, find_needs, write_ended).run(stop)
         finally:
             executor.close()
     if not whole:
