@@ -139,7 +139,7 @@ def set_share(world: ChainEnvironment, name: str, value: float) -> None:
     world.simulation.update()
 
 
-def test_a_goal_counts_only_if_it_was_far_off_when_the_task_began(world: ChainEnvironment) -> None:
+def test_a_goal_counts_only_if_it_was_far_off(world: ChainEnvironment) -> None:
     world.reset("window-open", 4)
     set_share(world, "drawer", 0.2)
     world.begin("window-open")
@@ -151,6 +151,13 @@ def test_a_goal_counts_only_if_it_was_far_off_when_the_task_began(world: ChainEn
     world.begin("window-open")
     set_share(world, "drawer", 0.1)
     assert [name for name, holds in world.goals().items() if holds] == ["drawer-close"]
+
+
+def test_a_goal_that_held_counts_again_once_it_was_left(world: ChainEnvironment) -> None:
+    world.reset("window-open", 4)
+    for share_of_drawer, counts in ((0.1, False), (0.24, False), (0.1, False), (0.4, False), (0.1, True)):
+        set_share(world, "drawer", share_of_drawer)
+        assert world.step(STILL)["drawer-close"] is counts
 
 
 def test_the_current_goal_is_named_first(world: ChainEnvironment) -> None:

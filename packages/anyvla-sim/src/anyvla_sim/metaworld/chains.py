@@ -14,7 +14,7 @@ from anyvla_sim.metaworld.table import JOINTS
 from anyvla_sim.names import check_name
 
 PRESSED = 0.75  # fraction of its range beyond which the button counts as pressed
-_MARGIN = 0.1  # of the range: another goal counts as reached only if it was farther off when the task began
+_MARGIN = 0.1  # of the range: another goal counts as reached only if it was this far off since the task began
 STARTS = {"open": (0.9, 1.0), "closed": (0.0, 0.1)}  # fractions of a joint's range, uniformly sampled
 LEAD_IN = 2  # tasks before a demonstration, at most
 _LEAD_IN_NOISE = 0.2  # standard deviation, so that the hand and the objects are not left in the same way every time
@@ -73,8 +73,13 @@ class ChainEnvironment(MetaWorldEnvironment):
         self._held = {name for name in GOALS if self._holds(name, 0.0 if name == task else _MARGIN)}
         self._disturber = MetaWorldDisturber(self.simulation.sim)  # a push returns objects to this state
 
+    def step(self, action: np.ndarray) -> dict[str, bool]:
+        goals = super().step(action)
+        self._held = {name for name in self._held if self._holds(name, _MARGIN)}
+        return goals
+
     def goals(self) -> dict[str, bool]:
-        """Return for each task, the current one first, whether its goal holds now and did not when this one began."""
+        """Return for each task, the current one first, whether its goal was reached since this one began."""
         return {name: name not in self._held and self._holds(name) for name in sorted(GOALS, key=self._is_other)}
 
     def _is_other(self, task: str) -> bool:
