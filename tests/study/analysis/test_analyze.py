@@ -36,7 +36,7 @@ def test_a_large_difference_is_found_with_its_direction():
     assert finding.low < 0.5 < finding.high
     assert [t.labels for t in finding.terms] == [{"head": "none"}, {"head": "gru"}]
     assert finding.value == pytest.approx(sum(t.weight * t.mean for t in finding.terms))
-    assert finding.sentence.startswith("gru against none: ")
+    assert finding.sentence.startswith("head gru against none: ")
     assert "points higher (" in finding.sentence
 
 
@@ -114,7 +114,7 @@ def test_a_contrast_without_cells_is_missing_with_the_reason():
     lines = [line for line in sample_lines(study, lambda labels: 0.5) if line.labels["head"] != "lstm"]
     result = only(study, lines)
     assert len(result.findings) == 1
-    assert result.missing == ("lstm against none: there are no finished cells with lstm",)
+    assert result.missing == ("head lstm against none: there are no finished cells with lstm",)
     assert "1 planned test has no result yet." in analyze(study, lines).answer
 
 
@@ -224,7 +224,7 @@ def test_by_and_where_and_exclude_choose_the_contrasts():
     axes = {"head": {**HEADS, "lstm": {}}, "window": [1, 4, 8]}
     comparison = Comparison(name="x", axis="head", by="window", where={"window": ["1", "8"], "head": ["none", "gru"]})
     study = make_study(axes, comparison, exclude=({"window": "8", "head": "gru"},))
-    assert [c.name for c in list_contrasts(study, comparison)] == ["gru against none, with window 1"]
+    assert [c.name for c in list_contrasts(study, comparison)] == ["head gru against none, with window 1"]
 
 
 def test_an_interaction_is_with_the_first_label_that_where_allows():

@@ -25,7 +25,7 @@ Key = tuple[str, ...]  # labels of the contrast's axes, or a condition
 class Contrast:
     """A weighted sum of scores that is 0 if nothing differs."""
 
-    name: str  # "gru against none, with window 8"
+    name: str  # "head gru against none, with window 8"
     terms: Mapping[Key, float]
     axes: tuple[str, ...]  # whose labels make a key; none: the condition is the key
     where: Labels = field(default_factory=dict)
@@ -99,7 +99,7 @@ def trend(comparison: Comparison, labels: Sequence[str], by: str | None) -> Cont
     steps = np.arange(len(labels)) - (len(labels) - 1) / 2
     weights = steps / max(float((steps**2).sum()), 1.0)
     terms: dict[Key, float] = {(label,): float(weight) for label, weight in zip(labels, weights, strict=True)}
-    return replace(_grouped(comparison, f"trend over {comparison.axis}", terms, by), per=" per label")
+    return replace(_grouped(comparison, f"trend over {_short(comparison.axis)}", terms, by), per=" per label")
 
 
 def match(contrast: Contrast, scores: Scores) -> Matched:
@@ -157,7 +157,7 @@ def _explain_none(contrast: Contrast, found: set[Key]) -> str:
 
 
 def _difference(comparison: Comparison, base: str, other: str, by: str | None) -> Contrast:
-    return _grouped(comparison, f"{other} against {base}", {(base,): -1.0, (other,): 1.0}, by)
+    return _grouped(comparison, f"{_short(comparison.axis)} {other} against {base}", {(base,): -1.0, (other,): 1.0}, by)
 
 
 def _grouped(comparison: Comparison, name: str, terms: Mapping[Key, float], by: str | None) -> Contrast:
@@ -167,7 +167,7 @@ def _grouped(comparison: Comparison, name: str, terms: Mapping[Key, float], by: 
     assert comparison.by is not None
     group = {comparison.by: by}
     where = {**comparison.where, **group}
-    return Contrast(f"{name}, with {comparison.by} {by}", terms, (comparison.axis,), where, group)
+    return Contrast(f"{name}, with {_short(comparison.by)} {by}", terms, (comparison.axis,), where, group)
 
 
 def _interaction(comparison: Comparison, labels: tuple[str, str], by: tuple[str, str]) -> Contrast:
@@ -177,7 +177,8 @@ def _interaction(comparison: Comparison, labels: tuple[str, str], by: tuple[str,
         for label, sign in zip(labels, (-1.0, 1.0), strict=True)
         for other, other_sign in zip(by, (-1.0, 1.0), strict=True)
     }
-    name = f"{labels[1]} against {labels[0]}, with {comparison.by} {by[1]} rather than {by[0]}"
+    axis, other_axis = _short(comparison.axis), _short(comparison.by)
+    name = f"{axis} {labels[1]} against {labels[0]}, with {other_axis} {by[1]} rather than {by[0]}"
     return Contrast(name, terms, (comparison.axis, comparison.by), comparison.where)
 
 
@@ -185,8 +186,13 @@ def _gap(comparison: Comparison, label: str) -> Contrast:
     assert comparison.other_condition is not None
     group = {comparison.axis: label}
     terms: dict[Key, float] = {(comparison.condition,): -1.0, (comparison.other_condition,): 1.0}
-    name = f"{label}, {comparison.other_condition} against {comparison.condition}"
+    name = f"{_short(comparison.axis)} {label}, {comparison.other_condition} against {comparison.condition}"
     return Contrast(name, terms, (), {**comparison.where, **group}, group)
+
+
+def _short(axis: str) -> str:
+    """Return the name of an axis for readers: without the sections of a recipe."""
+    return axis.rpartition(".")[2]
 
 
 def _allowed(study: StudyFile, comparison: Comparison, axis: str) -> list[str]:

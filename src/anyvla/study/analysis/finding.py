@@ -28,7 +28,7 @@ class Term:
 class Finding:
     """A contrast with its test and its verdict."""
 
-    name: str  # of the contrast: "gru against none, with window 8"
+    name: str  # of the contrast: "head gru against none, with window 8"
     group: Mapping[str, str]  # the label of the axis `by`, or of a gap
     value: float  # the difference of means, or of differences; of a trend, the change per label
     low: float  # 95 % interval of this contrast alone

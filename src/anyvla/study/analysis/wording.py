@@ -23,7 +23,7 @@ def state_finding(finding: Finding) -> str:
 
 
 def state_claim(finding: Finding) -> str:
-    """Return the claim that the test supports, without a full stop: "gru against none: 12 points higher"."""
+    """Return the claim that the test supports, without a full stop: "head gru against none: 12 points higher"."""
     if finding.verdict == "cannot tell":
         return f"{finding.name}: the data cannot tell"
     amount = format_amount(abs(finding.value), finding)
