@@ -21,7 +21,7 @@ from anyvla.serving.limits import ServerLimits
 from tests.serving.clients import Raw, Running, frame, image, seen
 from tests.serving.protocols.wires import WIRES, Wire
 
-LIMITS = ServerLimits(close_seconds=1, pings_per_second=1000, requests_per_second=10000)
+LIMITS = ServerLimits(close_seconds=1, pings_per_second=1000, requests_per_second=10000, sessions=2)
 
 scalars = st.one_of(
     st.none(),

@@ -206,8 +206,7 @@ class AnyvlaWire(Wire):
 
     def act(self, client: ClientConnection, seen: Observation, instruction: str, step: int, **more: Any) -> np.ndarray:
         if step == 0:
-            client.send(self.pack({"type": "start", "id": 0, "instruction": instruction}))
-            self._session = openpi_wire.unpack(client.recv(timeout=30))["session"]
+            self._session = self._ask(client, {"type": "start", "id": 0, "instruction": instruction})["session"]
         return super().act(client, seen, instruction, step, **more)
 
     def read_actions(self, reply: Any, step: int) -> np.ndarray:
@@ -215,6 +214,17 @@ class AnyvlaWire(Wire):
         assert reply["id"] == step
         array = reply["actions"]
         return np.frombuffer(array["data"], array["dtype"]).reshape(array["shape"])
+
+    def restart(self, client: ClientConnection) -> dict[str, Any]:
+        if hasattr(self, "_session"):
+            self._ask(client, {"type": "end", "id": 0, "session": self._session})
+        return {}
+
+    def _ask(self, client: ClientConnection, message: dict[str, Any]) -> dict[str, Any]:
+        client.send(self.pack(message))
+        reply = openpi_wire.unpack(client.recv(timeout=30))
+        assert reply["type"] == message["type"], reply
+        return reply  # type: ignore[no-any-return]
 
     def odd(self, values: st.SearchStrategy[Any], observations: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         kinds = st.sampled_from(["hello", "start", "predict", "reset", "end"]) | values
