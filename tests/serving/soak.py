@@ -25,6 +25,7 @@ from tests.serving.clients import Running
 from tests.serving.fingerprints import fingerprint_policy
 
 WARM = 0.2  # of the time, after which memory is compared
+EXIT_S = 600  # for the process of the server to end, which takes minutes on a busy machine
 
 
 def serve(names: Sequence[str]) -> None:
@@ -126,7 +127,7 @@ def run(names: Sequence[str], clients: int, seconds: float, pause_s: float) -> d
         "open_files_begin": files[len(files) // 5],
         "open_files_end": files[-1],
         "stalls_s": {"server": json.loads(server.stdout.readline()), "clients": round(heartbeat.longest, 2)},
-        "status": server.wait(60),
+        "status": server.wait(EXIT_S),
     }
 
 

@@ -171,6 +171,7 @@ class Arena:
         @example([("frame", frame(b"half", claims=2**20))])
         @example([("frame", frame(b"", 3))])  # a reserved opcode
         @example([("frame", frame(b"", 9))])  # a ping
+        @example([])  # an answer even where the server is too busy to answer after a frame in time
         def run(parts: list[tuple[str, bytes]]) -> None:
             self.attack(parts)
 
