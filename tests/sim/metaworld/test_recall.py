@@ -11,7 +11,7 @@ from anyvla.recipe import read
 from anyvla_sim.base import Observation
 from anyvla_sim.metaworld.benchmark import MetaWorld
 from anyvla_sim.metaworld.recall import CUE, MOST_EXECUTED, PAIRS, Pair, make_suite, make_trial
-from anyvla_sim.metaworld.recall_environment import HOLD, PLACES, PRESSED, WRIST, RecallEnvironment
+from anyvla_sim.metaworld.recall_environment import HAND, HOLD, PLACES, PRESSED, WRIST, RecallEnvironment
 from tests.sim.metaworld.test_benchmark import get_state
 
 pytestmark = pytest.mark.simulator("metaworld")
@@ -236,3 +236,37 @@ def test_the_side_arm_has_no_recall() -> None:
     assert "recall" not in benchmark.suites()
     with pytest.raises(ValueError, match="metaworld with the robot side-arm has no suite 'recall'"):
         benchmark.make("recall")
+
+
+def act_by_window(window: list[Observation], scene: str) -> np.ndarray:
+    """Act on the colors and heights in a window of observations. It needs no go sign, as earlier motion is ignored."""
+    images = [seen.images["corner"].astype(int) for seen in window]
+    blue = any(((i[..., 2] > 150) & (i[..., :2] < 80).all(-1)).any() for i in images)
+    if scene == "reach":
+        green = any(((i[..., 1] > 120) & (i[..., 0] < 80) & (i[..., 2] < 80)).any() for i in images)
+        return move_to(window[-1], 0 if blue else 1 if green else int(window[-1].proprio[1] > HAND[1]))
+    height, pressed = window[-1].proprio[2], min(seen.proprio[2] for seen in window) < 0.33
+    down = not pressed or (height > 0.35 and blue)
+    return np.array([0, 0, -1 if down else 1, 1], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "solved"),
+    [("d12", 8, True), ("d24", 8, True), ("d24", 4, False), ("d48", 8, False), ("press", 8, True), ("press", 4, False)],
+)
+def test_a_window_of_observations_solves_exactly_the_delays_that_it_spans(
+    world: RecallEnvironment, name: str, window: int, solved: bool
+) -> None:
+    """Observations are 4 actions apart, so 8 of them reach back 28 actions."""
+    [pair] = (pair for pair in PAIRS if pair.name == name)
+    for seed in range(2):
+        reached = []
+        for task in pair.tasks:
+            seen: list[Observation] = []
+
+            def act(now: Observation, seen: list[Observation] = seen) -> np.ndarray:
+                seen.append(now)
+                return act_by_window(seen[-window:], pair.scene)
+
+            reached.append(play(world, task, seed, act, execute=4))
+        assert (reached == list(pair.tasks)) == solved, reached
