@@ -98,6 +98,20 @@ def test_neither_videos_nor_weights_are_read(recipe_file: Path, tmp_path: Path, 
     assert found.windows == sum(LENGTHS)
 
 
+def test_a_sample_may_be_a_window_or_a_whole_episode(recipe_file: Path) -> None:
+    """Two actions at once: two windows more for each episode, or two rows of it; the longest has 11 steps."""
+    head = ("--model.history", "{name: policy_head, window: 2}", "--model.execute", "2")
+    assert plan(recipe_file, *head, "--model.fuser", "{name: lstm, hidden: 16}").windows == sum(LENGTHS) + 3 * 2
+    rows = {}
+    for steps in (10, 11):
+        history = ("--model.history", f"{{name: recurrent, steps: {steps}}}", "--model.execute", "2")
+        rows[steps] = plan(recipe_file, *history, "--model.fuser", "{name: mingru, width: 16}")
+        assert (rows[steps].windows, rows[steps].steps_of_a_window) == (6, 11)
+    assert any("of the longest, of 11 steps" in note for note in rows[11].notes)
+    refused = [note for note in rows[10].notes if note not in rows[11].notes]
+    assert refused == ["training would refuse it: model.history.steps allows 10"]
+
+
 def test_no_weight_is_allocated(recipe_file: Path) -> None:
     """A language model of 4 GB is planned in a fraction of its memory."""
     import psutil

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
 
 from anyvla.config import build
 from anyvla.data.training.cutting import count_rows, count_windows, longest_row
@@ -80,7 +83,7 @@ def find_data(recipe: Recipe, run: Path) -> DataFacts:
 
 
 def _describe(recipe: Recipe, mixture: Mixture) -> DataFacts:
-    notes = []
+    notes: list[str] = []
     embodiments = tuple({d.embodiment.name: d.embodiment for d in mixture.datasets}.values())
     size = recipe.model.view.size
     if size is None:
@@ -89,16 +92,7 @@ def _describe(recipe: Recipe, mixture: Mixture) -> DataFacts:
         size = int(height), int(width)
     texts = {clean_instruction(d.task(i)) for d in mixture.datasets for i in range(min(len(d), READ))}
     longest = max(texts, key=len, default="")
-    history: History = recipe.model.history.build()
-    lengths, stride = [d.lengths for d in mixture.datasets], recipe.model.execute
-    if history.carries_state:
-        windows, row = (
-            sum(int(count_rows(own, stride).sum()) for own in lengths),
-            max(longest_row(own, stride) for own in lengths),
-        )
-        notes.append(f"a sample is a whole episode: memory and time are those of the longest, of {row} steps")
-    else:
-        windows, row = sum(int(count_windows(own, history.window, stride).sum()) for own in lengths), None
+    windows, row = _count_samples(recipe.model, [d.lengths for d in mixture.datasets], notes)
     if recipe.data.validation is not None:
         notes.append("the samples include those that data.validation will hold out")
     return DataFacts(
@@ -111,6 +105,20 @@ def _describe(recipe: Recipe, mixture: Mixture) -> DataFacts:
         notes=tuple(notes),
         row=row,
     )
+
+
+def _count_samples(
+    model: VLAConfig, lengths: Sequence[Int64[np.ndarray, "E"]], notes: list[str]
+) -> tuple[int, int | None]:
+    """Return the number of windows or whole rows, and the steps of the longest row. Add notes about rows to `notes`."""
+    history: History = model.history.build()
+    if not history.carries_state:
+        return sum(int(count_windows(own, history.window, model.execute).sum()) for own in lengths), None
+    row = max(longest_row(own, model.execute) for own in lengths)
+    notes.append(f"a sample is a whole episode: memory and time are those of the longest, of {row} steps")
+    if row > history.window:
+        notes.append(f"training would refuse it: model.history.steps allows {history.window}")
+    return sum(int(count_rows(own, model.execute).sum()) for own in lengths), row
 
 
 def _without_data(recipe: Recipe, reason: str) -> DataFacts:
