@@ -94,6 +94,14 @@ def test_a_chain_shares_its_first_stages(tmp_path: Path) -> None:
     assert short[1] != long[1]
 
 
+def test_a_stage_that_starts_anew_needs_none_of_those_before(tmp_path: Path) -> None:
+    stages = {"pretrain": {"collect": {"seed": 1}}, "last": {"training": {"init_from": None}}}
+    path = write_study(tmp_path, {"stages": stages}, seeds=[0])
+    made = list_jobs(expand(read_study(path), path)[0])
+    assert [job.kind for job in made.jobs.values()] == ["collect", "train", "evaluate"]
+    assert made.trainings == tuple(name for name, job in made.jobs.items() if job.kind == "train")
+
+
 def test_demonstrations_of_another_stage_are_a_source(tmp_path: Path) -> None:
     stages = {
         "other": {"collect": {"seed": 1}, "training": None},

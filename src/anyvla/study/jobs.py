@@ -77,7 +77,21 @@ def list_jobs(cell: Cell, benchmarks: Iterable[Benchmark] = ()) -> CellJobs:
             job = _evaluating(recipe, policy)
             jobs[job.name] = job
             evaluations.append(job.name)
-    return CellJobs(jobs, tuple(trained.values()), tuple(evaluations))
+    needed = _needed(jobs, [policy, *evaluations])
+    trainings = tuple(name for name in trained.values() if name in needed)
+    return CellJobs({name: job for name, job in jobs.items() if name in needed}, trainings, tuple(evaluations))
+
+
+def _needed(jobs: Mapping[str, Job], ends: Iterable[str]) -> set[str]:
+    """Return the jobs that `ends` build on, and themselves; a stage may start anew and need none of those before."""
+    needed: set[str] = set()
+    waiting = list(ends)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += jobs[name].before
+    return needed
 
 
 def _collecting(recipe: Recipe) -> Job:
