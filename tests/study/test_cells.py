@@ -51,7 +51,9 @@ def test_a_cell_whose_recipe_is_refused_is_kept_with_the_reason(tmp_path: Path) 
 
 
 def test_stages_are_read_with_the_seed(tmp_path: Path) -> None:
-    chain = {"stages": {"pretrain": {"collect": {"seed": 1}}, "last": {"training": {"steps": 1}}}}
+    chain = {
+        "stages": {"pretrain": {"collect": {"seed": 1}, "training": {"seed": 9}}, "last": {"training": {"steps": 1}}}
+    }
     found = cells(
         write_study(
             tmp_path,

@@ -75,6 +75,8 @@ def test_a_codec_is_fitted_once_for_all_trainings_on_the_same_chunks(tmp_path: P
     one, other = jobs(tmp_path, {"model": tokens}), jobs(tmp_path, {"model": tokens}, seed=1)
     assert one["codec"].name == other["codec"].name
     assert one["train"].needs == {"dataset": one["collect"].name, "codec": one["codec"].name}
+    elsewhere = jobs(tmp_path, {"model": tokens, "collect": {**RECIPE["collect"], "seed": 5}})
+    assert elsewhere["codec"].name != one["codec"].name
     bigger = jobs(tmp_path, {"model": {**tokens, "readouts": 2}})
     assert bigger["codec"].name == one["codec"].name
     assert bigger["train"].name != one["train"].name

@@ -175,7 +175,7 @@ def test_a_decided_comparison_needs_no_more_episodes(
     keys = {"evaluation": {**RECIPE["evaluation"], "episodes": 40, "first_seed": 7}}
     path = write_study(tmp_path, keys, **SMALL | {"stop": {"block": 2}})
     assert run(path, root) == ["evaluate"] * 4
-    assert {len(line.episodes[0].outcomes) for line in lines(root).values()} == {4}
+    assert {(len(line.episodes[0].outcomes), line.stopped) for line in lines(root).values()} == {(4, True)}
     assert see(path, root).states == {"done": 2}
     assert run(path, root) == []
     monkeypatch.setattr(early_stopping, "decided", lambda study, known: set())
@@ -183,7 +183,7 @@ def test_a_decided_comparison_needs_no_more_episodes(
         tmp_path, keys | {"evaluation": keys["evaluation"] | {"episodes": 5}}, **SMALL | {"stop": {"block": 2}}
     )
     assert run(path, root) == ["evaluate"] * 2  # at most the episodes of the recipe
-    assert {len(line.episodes[0].outcomes) for line in lines(root).values()} == {5}
+    assert {(len(line.episodes[0].outcomes), line.stopped) for line in lines(root).values()} == {(5, False)}
 
 
 def test_early_stopping_needs_the_number_of_episodes(tmp_path: Path) -> None:

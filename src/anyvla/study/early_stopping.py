@@ -44,7 +44,8 @@ class EarlyStopping:
                 name: self._shorten(job, cell.name in settled) if job.kind == "evaluate" else job
                 for name, job in whole.jobs.items()
             }
-            asked[cell.name] = dataclasses.replace(whole, jobs=jobs)
+            fewer = any(jobs[name] != whole.jobs[name] for name in whole.evaluations)
+            asked[cell.name] = dataclasses.replace(whole, jobs=jobs, stopped=fewer and cell.name in settled)
         return asked
 
     def _shorten(self, job: Job, settled: bool) -> Job:

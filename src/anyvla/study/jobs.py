@@ -54,6 +54,7 @@ class CellJobs:
     jobs: Mapping[str, Job]  # in an order in which they can run
     trainings: tuple[str, ...]  # the last one's policy is evaluated
     evaluations: tuple[str, ...]
+    stopped: bool = False  # its evaluations end before all their episodes
 
 
 def list_jobs(cell: Cell, benchmarks: Iterable[Benchmark] = ()) -> CellJobs:

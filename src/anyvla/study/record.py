@@ -67,6 +67,7 @@ def describe(study: StudyFile, cell: Cell, jobs: CellJobs, folder: StudyFolder) 
         cell,
         state="done",
         episodes=pack_results(results),
+        stopped=jobs.stopped,
         protocols={result.benchmark: dict(result.protocol) for result in results},
         costs=_measure_costs(jobs, folder, results),
         keys=_keys(jobs),
