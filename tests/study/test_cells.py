@@ -80,6 +80,10 @@ CHUNKS = {"axes": {"model.chunk": [2, 4, -1]}}
         ({"exclude": [{"model.chunk": ["2", "4"]}]}, "leaves nothing"),
         ({"exclude": [{"model.chunk": "2"}]}, "'chunk' needs valid cells with 2 labels"),
         (CHUNKS | {"comparisons": [{"name": "a", "axis": "model.chunk", "against": ["-1"]}]}, "chunk=-1.* is refused"),
+        (
+            {"axes": {"a": {"x y": {}, "x-y": {}}}, "comparisons": ON},
+            "several cells would have the folder a=x-y,seed=0",
+        ),
         ({"base": "quickstrat"}, "did you mean 'quickstart'"),
         ({"axes": {"model.chnk": [2]}, "comparisons": [{"name": "a", "axis": "model.chnk"}]}, "did you mean 'chunk'"),
     ],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ class Cell:
     changes: Mapping[str, Any]  # the keys of the recipe that differ from the study's base
     stages: tuple[Stage, ...] = ()  # of its recipe, in order; one without a chain; none if it is invalid
     invalid: str = ""  # why its recipe is refused
-    keys: Mapping[str, Any] = field(default_factory=dict)  # the whole recipe
 
     @property
     def recipe(self) -> Recipe:
@@ -56,6 +56,11 @@ def expand(study: StudyFile, source: Path) -> list[Cell]:
     if all(cell.invalid for cell in cells):
         reasons = list(dict.fromkeys(cell.invalid for cell in cells))
         raise ConfigError(f"{source}: no cell of the study is valid. The first reason of {len(reasons)}: {reasons[0]}")
+    names = Counter(cell.name for cell in cells)
+    if double := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(
+            f"{source}: several cells would have the folder {double[0]}: give labels that differ in letters"
+        )
     for comparison in study.comparisons:
         _check_comparison(comparison, cells, source)
     return cells
@@ -111,9 +116,9 @@ def _make_cell(study: StudyFile, base: Mapping[str, Any], labels: Mapping[str, s
     changes = override_keys(changes, [("training.seed", seed)])
     keys = {**merge(base, changes), "name": name}
     try:
-        return Cell(name, labels, seed, changes, _read(keys, name, seed), keys=keys)
+        return Cell(name, labels, seed, changes, _read(keys, name, seed))
     except ConfigError as error:
-        return Cell(name, labels, seed, changes, invalid=str(error), keys=keys)
+        return Cell(name, labels, seed, changes, invalid=str(error))
 
 
 def _lay(changes: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:

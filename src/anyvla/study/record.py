@@ -20,7 +20,6 @@ from anyvla.study.schedule import find_failed
 from anyvla.study.store import CellLine, append_cell, pack_results
 
 RESULTS = "results.jsonl"  # of an evaluation
-_KINDS = ("collect", "codec", "train", "evaluate")
 
 
 def record(study: StudyFile, cell: Cell, jobs: CellJobs | None, folder: StudyFolder, known: CellLine | None) -> bool:
