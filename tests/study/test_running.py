@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from anyvla.cli.study.run import finish
+from anyvla.config import ConfigError
 from anyvla.study.file import read_study
 from anyvla.study.folder import StudyFolder
 from anyvla.study.overview import Overview, look
@@ -68,6 +69,15 @@ def test_a_finished_study_runs_nothing_and_adds_no_line(copy: Path) -> None:
     before = (copy / "out" / "store.jsonl").read_bytes()
     assert run(copy / "small.yaml", copy / "out") == []
     assert (copy / "out" / "store.jsonl").read_bytes() == before
+
+
+def test_only_the_named_cells_are_looked_at(copy: Path) -> None:
+    study, folder = read_study(copy / "small.yaml"), StudyFolder(copy / "out")
+    overview = look(study, copy / "small.yaml", folder, only=["chunk=4,seed=0"])
+    assert [cell.name for cell in overview.cells] == ["chunk=4,seed=0"]
+    assert [job.kind for job in overview.jobs.values()] == ["collect", "train", "evaluate"]
+    with pytest.raises(ConfigError, match=r"has no cell 'chunk=3,seed=0': .*chunk=2,seed=0"):
+        look(study, copy / "small.yaml", folder, only=["chunk=3,seed=0"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ The style sheet of the report gives the colors, so one drawing serves light and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from markupsafe import Markup, escape
@@ -57,16 +57,19 @@ def draw_rate(interval: Interval, label: str, kind: str = "high", counted: bool 
     return svg.format(kind=kind, text=text, value=value, low=low, high=high)
 
 
-def draw_difference(interval: Interval, label: str, reach: float) -> Markup:
+def draw_difference(
+    interval: Interval, label: str, reach: float, write: Callable[[float], str] | None = None
+) -> Markup:
     """Draw a bar from the middle, to the left for a loss and to the right for a gain, with the interval as a whisker.
 
-    The cell spans -reach .. reach, so that rows with one `reach` can be compared by eye.
+    The cell spans -reach .. reach, so that rows with one `reach` can be compared by eye. `write` formats a difference;
+    None: percentage points.
     """
     middle, value, low, high = (
         f"{50 + 50 * max(-1.0, min(1.0, v / reach)):.2f}%" for v in (0.0, interval.value, interval.low, interval.high)
     )
     width = f"{50 * min(1.0, abs(interval.value) / reach):.2f}%"
-    points, least, most = (format_points(v) for v in (interval.value, interval.low, interval.high))
+    points, least, most = map(write or format_points, (interval.value, interval.low, interval.high))
     text = f"{label}: {points}, interval {least} to {most}"
     kind, left = ("high", middle) if interval.value >= 0 else ("low", value)
     track = '<rect class="track" width="100%" height="8" y="6" rx="2"/>'
@@ -142,7 +145,8 @@ def draw_curve(
         raise ValueError(f"{label}: there is no finite value to draw")
     every = sorted([*points, *others])
     log = log and all(v > 0 for _, v in every)
-    ticks = _log_ticks(every) if log else make_ticks(min(0.0, *(v for _, v in every)), max(v for _, v in every))
+    heights = [v for _, v in every]
+    ticks = make_log_ticks(heights) if log else make_ticks(min(0.0, *heights), max(heights))
     step_ticks = make_ticks(0.0, every[-1][0])
 
     def x(step: float) -> float:
@@ -220,9 +224,9 @@ def make_ticks(low: float, high: float) -> list[float]:
     return [i * size for i in range(first, last + 1)]
 
 
-def _log_ticks(points: list[tuple[float, float]]) -> list[float]:
+def make_log_ticks(values: Sequence[float]) -> list[float]:
     """Return at most six ticks that enclose the values: powers of ten times 1, 2 and 5, or fewer factors."""
-    low, high = min(v for _, v in points), max(v for _, v in points)
+    low, high = min(values), max(values)
     first, last = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
     for factors in ((1, 2, 5), (1, 3), (1,)):
         every = [m * 10.0**e for e in range(first, last + 1) for m in factors]

@@ -22,10 +22,10 @@ class Verdict:
     text: str
 
 
-def environment() -> jinja2.Environment:
-    """Return the environment that renders the templates of all reports."""
+def environment(*packages: str) -> jinja2.Environment:
+    """Return the environment that renders the templates of all reports and of further packages."""
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("anyvla.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in ("anyvla.report", *packages)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, get_args
 
 import psutil
 
+from anyvla.config import ConfigError
+from anyvla.registry import suggest
 from anyvla.study.cells import Cell, expand
 from anyvla.study.early_stopping import EarlyStopping
 from anyvla.study.file import StudyFile
@@ -127,9 +129,18 @@ class Overview:
         return f"{self.jobs[causes[0]].kind}: {self.reasons[causes[0]]}" if causes else ""
 
 
-def look(study: StudyFile, source: Path, folder: StudyFolder, *, retry: bool = False) -> Overview:
-    """Return the state of a study in a folder. With `retry`, jobs that have failed are missing. Raises ConfigError."""
+def look(
+    study: StudyFile, source: Path, folder: StudyFolder, *, retry: bool = False, only: Collection[str] = ()
+) -> Overview:
+    """Return the state of a study in a folder. Raises ConfigError.
+
+    `retry`: jobs that have failed are missing. `only`: names of cells; empty: all.
+    """
     cells = expand(study, source)
+    if unknown := sorted(set(only) - {cell.name for cell in cells}):
+        known = suggest(unknown[0], [cell.name for cell in cells])
+        raise ConfigError(f"--only: {source} has no cell {unknown[0]!r}: {known}")
+    cells = [cell for cell in cells if not only or cell.name in only]
     jobs_of = {cell.name: list_jobs(cell, study.benchmarks) for cell in cells if not cell.invalid}
     stopping = None if study.stop is None else EarlyStopping(study, study.stop, cells, jobs_of, folder)
     if stopping is not None:

@@ -9,6 +9,7 @@ from anyvla.registry import suggest
 
 VERBS = {
     "run": "train and evaluate the missing cells of a study, here or on a cluster; --dry-run shows what there is to do",
+    "report": "write the page of a study: answer, figures, tables and recipes; --json prints the analysis",
     "job": "run one job in the folder of a study, as executors do",
 }
 

@@ -43,6 +43,7 @@ def add_arguments(parser: KeyParser) -> None:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each job, with Ray and SLURM (default: 0)")
     parser.add_argument("--address", help="of an existing Ray cluster, or auto (default: start one here)")
     parser.add_argument("--slurm", type=str, help="options of submitit, as '{slurm_partition: gpu, slurm_qos: low}'")
+    parser.add_argument("--only", nargs="+", default=(), metavar="CELL", help="only these cells, by name")
     parser.add_argument("--retry", action="store_true", help="also run jobs again that have failed")
 
 
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     study = read_study(options.file, options.overrides)
     folder = StudyFolder(options.out or Path("outputs") / "studies" / study.name)
     processes = options.processes or max(1, (os.cpu_count() or 1) // options.threads)
-    overview = look(study, options.file, folder, retry=options.retry)
+    overview = look(study, options.file, folder, retry=options.retry, only=options.only)
     if options.dry_run:
         show(overview, processes, as_json=options.json)
         return 0
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     with lock_folder(folder.root):
         executor = open_executor(options, folder, processes)
         finish(study, overview, folder, executor, options.threads, options.gpus, retry=options.retry)
-    after = look(study, options.file, folder)
+    after = look(study, options.file, folder, only=options.only)
     show(after, processes, as_json=options.json)
     return 1 if after.states.get("failed") or after.states.get("over") else 0
 

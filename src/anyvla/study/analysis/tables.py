@@ -98,7 +98,8 @@ def mean_costs(lines: Iterable[CellLine]) -> dict[str, float]:
     for line in lines:
         for name, value in line.costs.items():
             found.setdefault(name, []).append(float(value))
-    return {name: fmean(values) for name, values in found.items()}
+    # Rounded, so that means of equal costs are equal: whether a label is beaten depends on it.
+    return {name: float(f"{fmean(values):.6g}") for name, values in found.items()}
 
 
 def _make_table(

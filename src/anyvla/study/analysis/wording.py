@@ -14,12 +14,14 @@ _TESTS = {
 
 def state_finding(finding: Finding) -> str:
     """Return the sentences that a reader gets for a finding."""
-    parts = [f"{state_claim(finding)} ({state_evidence(finding)})."]
+    return f"{state_claim(finding)} ({state_evidence(finding)}). {state_limits(finding)}".strip()
+
+
+def state_limits(finding: Finding) -> str:
+    """Return the sentence that limits a finding, or says what would tell; empty for a claim without a limit."""
     if finding.test != "crossed":
-        parts.append(state_scope(finding))
-    elif finding.verdict == "cannot tell":
-        parts.append(state_plan(finding))
-    return " ".join(parts)
+        return state_scope(finding)
+    return state_plan(finding) if finding.verdict == "cannot tell" else ""
 
 
 def state_claim(finding: Finding) -> str:
@@ -35,12 +37,17 @@ def state_claim(finding: Finding) -> str:
 def state_evidence(finding: Finding) -> str:
     """Return the difference with its interval, the sample, and the test."""
     interval = f"{format_signed(finding.low, finding)} to {format_signed(finding.high, finding)}"
+    amount = f"{format_signed(finding.value, finding)} {unit(finding)}"
+    return f"{amount}, 95 % interval {interval}; {state_test(finding)}"
+
+
+def state_test(finding: Finding) -> str:
+    """Return the sample and the test."""
     sample = f"{count(finding.seeds, 'training seed')}, {count(finding.states, 'start state')}"
     if finding.unshared:
         sample += f" ({finding.unshared} more not played by all)"
     p = "p < 0.001" if finding.p_adjusted < 0.001 else f"p = {finding.p_adjusted:.3f}"
-    amount = f"{format_signed(finding.value, finding)} {unit(finding)}"
-    return f"{amount}, 95 % interval {interval}; {sample}; {_TESTS[finding.test]}, {p} by Holm"
+    return f"{sample}; {_TESTS[finding.test]}, {p} by Holm"
 
 
 def state_scope(finding: Finding) -> str:

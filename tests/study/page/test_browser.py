@@ -1,0 +1,107 @@
+"""The page of 600 cells in a real browser: it is fast, fits a phone, and its filters, legends and choices work."""
+
+from __future__ import annotations
+
+import pytest
+
+from anyvla.study.analysis.analyze import analyze
+from anyvla.study.page.sources import read_sources
+from anyvla.study.page.write import write_page
+from tests import chromium
+from tests.study.page.invented import write_invented
+
+pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
+ROWS = "[...document.querySelectorAll('.table:not([hidden]) .scores tbody tr:not([hidden])')]"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("invented")
+    sources = read_sources(*write_invented(folder))
+    return write_page(sources, analyze(sources.study, sources.lines), folder / "how.html")
+
+
+def press(browser, label):
+    browser.evaluate(f"document.querySelector('fieldset [data-text=\"{label}\"]').click()")
+
+
+def shown(browser):
+    return browser.evaluate("document.querySelector('#shown').textContent")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_600_cells_open_fast_without_errors_and_fit(browser, page, width, dark):
+    browser.open(page, width, dark=dark, mobile=width < 500)
+    assert page.stat().st_size < 20e6
+    browser("Performance.enable")
+    busy = {m["name"]: m["value"] for m in browser("Performance.getMetrics")["metrics"]}
+    assert busy["TaskDuration"] < 2
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.complaints() == []
+    assert {address.partition(":")[0] for address in browser.requests()} <= {"file", "data"}
+    assert shown(browser) == "200 of 200 settings, 600 of 600 cells"
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) < 150) == dark
+
+
+def test_filters_combine_over_axes_and_clear(browser, page):
+    browser.open(page, 1280)
+    press(browser, "gru")
+    press(browser, "interleaved")
+    assert shown(browser) == "100 of 200 settings, 300 of 600 cells"
+    press(browser, "siglip")
+    assert shown(browser) == "20 of 200 settings, 60 of 600 cells"
+    texts = browser.evaluate(f"{ROWS}.map(row => row.textContent)")
+    assert len(texts) == 20
+    assert all("siglip" in text and ("gru" in text or "interleaved" in text) for text in texts)
+    assert browser.evaluate("document.querySelectorAll('.cell:not([hidden])').length") == 60
+    browser.evaluate("document.querySelector('#clear').click()")
+    assert shown(browser) == "200 of 200 settings, 600 of 600 cells"
+    assert browser.evaluate("document.querySelectorAll('fieldset [aria-pressed=true]').length") == 0
+
+
+def test_long_tables_show_their_first_rows_until_asked(browser, page):
+    browser.open(page, 1280)
+    assert browser.evaluate(f"{ROWS}.length") == 50
+    browser.evaluate("document.querySelector('.table:not([hidden]) .more button').click()")
+    assert browser.evaluate(f"{ROWS}.length") == 200
+
+
+def test_tables_can_be_chosen_and_ordered(browser, page):
+    browser.open(page, 1280)
+    change = "(s, v) => { s = document.querySelector(s); s.value = v; s.dispatchEvent(new Event('change')); }"
+    browser.evaluate(f"({change})('#choose-table', '3')")
+    assert browser.evaluate("[...document.querySelectorAll('.table:not([hidden]) h3')].map(h => h.textContent)") == [
+        "metaworld/chains, original"
+    ]
+    before = browser.evaluate(f"{ROWS}.map(row => row.textContent)")
+    browser.evaluate(f"({change})('#order', 'down')")
+    scores = browser.evaluate(f"{ROWS}.map(row => Number(row.dataset.score))")
+    assert scores == sorted(scores, reverse=True)
+    browser.evaluate(f"({change})('#order', '')")
+    assert browser.evaluate(f"{ROWS}.map(row => row.textContent)") == before
+
+
+def test_a_legend_hides_its_line_and_a_point_picks_its_cells(browser, page):
+    browser.open(page, 1280)
+    section = "document.querySelector('#comparison-3')"
+    browser.evaluate(f"{section}.querySelector('.legend [data-series=\"1\"]').click()")
+    line = f"{section}.querySelector('svg [data-series=\"1\"]')"
+    assert browser.evaluate(f"getComputedStyle({line}).display") == "none"
+    assert browser.evaluate(f"{section}.querySelectorAll('svg .series').length") == 4
+    click = "dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    browser.evaluate(f"{section}.querySelector('[data-pick]').{click}")
+    assert shown(browser) == "10 of 200 settings, 30 of 600 cells"
+    tip = browser.evaluate("document.querySelector('#tip').textContent")
+    assert tip.startswith("history none, 1: ")
+
+
+def test_a_cost_can_be_chosen(browser, page):
+    browser.open(page, 1280)
+    section = "document.querySelector('#comparison-6')"
+    visible = f"[...{section}.querySelectorAll('figure:not([hidden])')].map(f => f.dataset.choice)"
+    assert browser.evaluate(visible) == ["minutes of training"]
+    browser.evaluate(
+        f"(s => {{ s.value = 'parameters'; s.dispatchEvent(new Event('change')); }})({section}.querySelector('select'))"
+    )
+    assert browser.evaluate(visible) == ["parameters"]
