@@ -128,8 +128,10 @@ def dummy_chunks(count: int, chunk: int, dims: int, seed: int = 0) -> Float[Tens
 
 
 def dummy_window(vla: VLA, seed: int = 0) -> Batch:
-    """Return a full window of random images, proprio and smooth chunks."""
-    steps, robot = min(vla.history.window, ACTED) if vla.history.carries_state else vla.history.window, vla.embodiment
+    """Return a full window, or a short row, of random images, proprio and smooth chunks."""
+    robot, steps = vla.embodiment, vla.history.window
+    if vla.history.carries_state:
+        steps = min(steps, ACTED)
     g = torch.Generator().manual_seed(seed)
     chunks = dummy_chunks(steps, vla.config.chunk, robot.action.size, seed)
     shape = (1, steps, len(robot.cameras), SIDE, SIDE, 3)

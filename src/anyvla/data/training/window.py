@@ -71,9 +71,10 @@ class WindowDataset:
     Windows end at each step of an episode and after its end, so that each step is in equally many
     (`anyvla.data.training.cutting`). A window over the beginning or the end of an episode has fewer steps: these come
     first, followed by masked steps of zeros. With `whole`, windows are whole rows, and a batch is as long as its
-    longest one. Dims and views that a robot does not have are zeros too. Raises ValueError
-    for data that cannot be trained on (episodes too short for a full window or chunk, cameras of different sizes).
-    `batch` may be called from several threads.
+    longest one. Dims and views that a robot does not have are zeros too. `batch` may be called from several threads.
+
+    Raises ValueError for data that cannot be trained on: episodes too short for a full window or chunk, or too long for
+    whole rows, cameras of different sizes.
     """
 
     def __init__(self, mixture: Mixture, config: WindowConfig, *, trained: bool = True) -> None:
