@@ -80,7 +80,7 @@ def test_each_test_has_its_numbers_verdict_and_sample(page, analysis):
     assert "Others found: someone: it hurts" in text
     rows = page.rows("comparison-1")
     assert rows[1][:3] == [
-        "gru against none",
+        finding.name,
         f"{100 * finding.value:+.1f}",
         f"{100 * finding.low:+.1f} to {100 * finding.high:+.1f}",
     ]
