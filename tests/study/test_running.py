@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from anyvla.cli.study.command import main
 from anyvla.cli.study.run import finish
 from anyvla.config import ConfigError
 from anyvla.study.file import read_study
@@ -78,6 +79,16 @@ def test_only_the_named_cells_are_looked_at(copy: Path) -> None:
     assert [job.kind for job in overview.jobs.values()] == ["collect", "train", "evaluate"]
     with pytest.raises(ConfigError, match=r"has no cell 'chunk=3,seed=0': .*chunk=2,seed=0"):
         look(study, copy / "small.yaml", folder, only=["chunk=3,seed=0"])
+
+
+def test_the_page_of_a_run_shows_films_of_its_best_and_worst_cell(copy: Path) -> None:
+    assert main(["report", str(copy / "out"), "--film"]) == 0
+    page = (copy / "out" / "small.html").read_text()
+    assert "on toy/line: chunk=" in page
+    assert page.count("data:video/mp4;base64,") >= 1
+    (copy / "out" / "store.jsonl").rename(copy / "store.jsonl")
+    with pytest.raises(ConfigError, match=r"has no evaluation of chunk=.,seed=0 to film"):
+        main(["report", str(copy / "small.yaml"), "--store", str(copy / "store.jsonl"), "--film"])
 
 
 @pytest.mark.parametrize(

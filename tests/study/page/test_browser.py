@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 
+from anyvla.report.video import write_video
 from anyvla.study.analysis.analyze import analyze
 from anyvla.study.page.sources import read_sources
 from anyvla.study.page.write import write_page
 from tests import chromium
 from tests.study.page.invented import write_invented
+from tests.study.page.test_sources import write
+from tests.study.small_study import make_line
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 ROWS = "[...document.querySelectorAll('.table:not([hidden]) .scores tbody tr:not([hidden])')]"
@@ -105,3 +111,23 @@ def test_a_cost_can_be_chosen(browser, page):
         f"(s => {{ s.value = 'parameters'; s.dispatchEvent(new Event('change')); }})({section}.querySelector('select'))"
     )
     assert browser.evaluate(visible) == ["parameters"]
+
+
+def test_videos_in_the_page_can_be_played(browser, tmp_path):
+    labels = {"head": "none", "model.chunk": "4"}
+    lines = [make_line(labels, 0, {"push": "01"}, keys={"evaluate.0": "evaluate-1"})]
+    file = write(tmp_path, lines, "store.jsonl")
+    folder = tmp_path / "made" / "evaluate-1" / "videos"
+    folder.mkdir(parents=True)
+    write_video(folder / "a.mp4", iter([np.full((240, 240, 3), shade, np.uint8) for shade in range(0, 200, 20)]), 10)
+    entry = {"file": "a.mp4", "task": "push", "instructed": "push", "condition": "original", "instruction": "push it"}
+    (folder / "index.json").write_text(
+        json.dumps([entry | {"success": True, "reached": "push", "seed": 0, "steps": 9}])
+    )
+    sources = read_sources(file, tmp_path / "store.jsonl")
+    browser.open(write_page(sources, analyze(sources.study, sources.lines), tmp_path / "page.html"), 1280)
+    browser.evaluate("document.querySelector('video').play()")
+    browser.wait(
+        "document.querySelector('video').currentTime > 0.2 && document.querySelector('video').videoWidth == 240"
+    )
+    assert browser.complaints() == []

@@ -165,7 +165,7 @@ def test_videos_of_the_best_and_worst_cell_are_in_the_page(sources, analysis, tm
     page = Page(write_page(replace(sources, store=tmp_path / "store.jsonl"), analysis, tmp_path / "page.html"))
     shown = [base64.b64decode(film.video.partition("base64,")[2]).decode() for film in page.films]
     assert shown == ["bestTrue.mp4", "bestFalse.mp4", "worstFalse.mp4", "worstTrue.mp4"]
-    assert page.films[0].heading.startswith(f"Best cell: {best.line.cell}")
+    assert page.films[0].heading.startswith(f"Best cell on {BENCHMARK}: {best.line.cell}")
 
 
 def test_a_store_without_finished_cells_has_a_page(sources, tmp_path):

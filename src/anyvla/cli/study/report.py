@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyvla.cli.stopping import graceful
+
 if TYPE_CHECKING:
     from anyvla.cli.recipe_help import KeyParser
 
@@ -17,17 +19,23 @@ def add_arguments(parser: KeyParser) -> None:
     parser.add_argument("file", metavar="FOLDER_OR_FILE", type=Path, help="the study's folder, or its file")
     parser.add_argument("--store", type=Path, help="its results (default: of its folder, or FILE's name with .jsonl)")
     parser.add_argument("--out", type=Path, help="the page (default: <name>.html beside the store)")
+    parser.add_argument("--film", action="store_true", help="first film the best and the worst cell in the folder")
     parser.add_argument("--json", action="store_true", help="print the whole analysis; write no page without --out")
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and print its path, or print the analysis as one JSON object."""
     from anyvla.study.analysis.analyze import analyze
+    from anyvla.study.page.cell_rows import list_cells
+    from anyvla.study.page.clips import film_cells
     from anyvla.study.page.sources import read_sources
     from anyvla.study.page.write import to_json, write_page
 
     sources = read_sources(options.file, options.store, options.overrides)
     analysis = analyze(sources.study, sources.lines)
+    if options.film:
+        with graceful() as stop:
+            film_cells(sources.store.parent, list_cells(sources, analysis.tables), stop)
     page = options.out or sources.store.with_name(f"{sources.study.name}.html")
     if options.out or not options.json:
         write_page(sources, analysis, page)

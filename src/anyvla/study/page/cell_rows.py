@@ -35,10 +35,9 @@ class CellRow:
     command: str
 
     @property
-    def minutes(self) -> float | None:
-        """The minutes of all its jobs, shared ones included; None if it has not run."""
-        found = [value for name, value in self.line.costs.items() if name.startswith("minutes.")] if self.line else []
-        return sum(found) if found else None
+    def name(self) -> str:
+        """The name in the store, or the labels of a missing cell."""
+        return self.line.cell if self.line else f"{', '.join(self.labels.values())}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ def list_reasons(cells: Sequence[CellRow]) -> list[Reason]:
     names: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         if cell.state in STATES:
-            name = cell.line.cell if cell.line else f"{', '.join(cell.labels.values())}, seed {cell.seed}"
-            names.setdefault((cell.state, cell.line.error if cell.line else ""), []).append(name)
+            names.setdefault((cell.state, cell.line.error if cell.line else ""), []).append(cell.name)
     order = list(STATES)
     ranked = sorted(names.items(), key=lambda item: (order.index(item[0][0]), -len(item[1])))
     return [Reason(state, text, tuple(own)) for (state, text), own in ranked]
@@ -103,12 +101,12 @@ def sum_minutes(lines: Sequence[CellLine]) -> float:
 
 
 def _write_recipe(line: CellLine) -> str:
-    return yaml.safe_dump(to_plain(line.recipe), sort_keys=False, default_flow_style=False).strip()
+    return yaml.safe_dump(_to_plain(line.recipe), sort_keys=False, default_flow_style=False).strip()
 
 
-def to_plain(keys: Mapping[str, object]) -> dict[str, object]:
+def _to_plain(keys: Mapping[str, object]) -> dict[str, object]:
     """Return nested keys as dicts and lists, which YAML can write."""
-    return {key: to_plain(value) if isinstance(value, Mapping) else value for key, value in keys.items()}
+    return {key: _to_plain(value) if isinstance(value, Mapping) else value for key, value in keys.items()}
 
 
 def _write_command(file: str, line: CellLine) -> str:
