@@ -13,6 +13,7 @@ from anyvla import __version__
 
 COMMANDS = {
     "quickstart": ("anyvla.cli.quickstart", "collect demonstrations, train, evaluate, and write a report with videos"),
+    "advise": ("anyvla.cli.advise", "a recipe for your robot, GPU and control rate, with evidence for each choice"),
     "plan": ("anyvla.cli.plan", "plan a training before it runs: memory, largest batch, samples, time"),
     "train": ("anyvla.cli.train", "train a policy from a recipe, or resume an interrupted training"),
     "eval": ("anyvla.cli.evaluate", "evaluate a policy on a benchmark: success rates with intervals, and videos"),

@@ -34,6 +34,7 @@ _INDEXING = (
     _aten._index_put_impl_.default,
     _aten._unsafe_index.Tensor,
 )
+_IMAGES = 4  # axes of a batch of images
 
 
 class UnplannedOperation(ValueError):
@@ -108,7 +109,7 @@ class DryRun(TorchDispatchMode):
         if func is _aten._local_scalar_dense.default:  # a number that is only logged or divided by
             return args[0].dtype.is_floating_point or 1
         if func in _INDEXING:
-            args = (args[0], _as_positions(args[1]), *args[2:])
+            args = (args[0], _as_positions(args[1], keeps_all=args[0].ndim == _IMAGES), *args[2:])
         try:
             with self._fakes:
                 return func(*args, **kwargs)
@@ -156,12 +157,19 @@ def _replacing_conversions() -> Iterator[None]:
         nn.Module._apply = original  # type: ignore[method-assign]
 
 
-def _as_positions(indices: Any) -> list[Tensor | None]:
-    """Return indices in which positions replace real masks, so that the shape of the result is known."""
+def _as_positions(indices: Any, *, keeps_all: bool) -> list[Tensor | None]:
+    """Return indices in which positions replace real masks, so that the shape of the result is known.
+
+    `keeps_all`: a fake mask selects everything. SmolVLM and Idefics drop black images by such a mask.
+    """
     out: list[Tensor | None] = []
     for index in indices:
-        if index is not None and index.dtype in (torch.bool, torch.uint8) and not isinstance(index, FakeTensor):
+        if index is None or index.dtype not in (torch.bool, torch.uint8):
+            out.append(index)
+        elif not isinstance(index, FakeTensor):
             out += index.nonzero().unbind(1)
+        elif keeps_all and index.ndim == 1:
+            out.append(torch.arange(len(index), device=index.device))
         else:
             out.append(index)
     return out

@@ -13,6 +13,7 @@ import torch
 
 from anyvla.planning.gpus import Gpu, find_gpu, parse_gpu
 from anyvla.planning.inputs import find_data, planned_inputs
+from anyvla.planning.known_models import planned_shapes
 from anyvla.planning.memory import (
     MemoryUse,
     cpu_budget,
@@ -130,7 +131,11 @@ def make_plan(
     training = recipe.training
     card, precision = _choose_device(recipe, gpu)
     data = find_data(recipe, run)
-    with quiet("anyvla.representations", "bitsandbytes"), planned_inputs(recipe.model, data, run) as inputs:
+    with (
+        quiet("anyvla.representations", "bitsandbytes"),
+        planned_shapes(recipe) as (recipe, bundled),
+        planned_inputs(recipe.model, data, run) as inputs,
+    ):
         profiler = StepProfiler(inputs, precision, on_cpu=card is None)
 
         def profile(changed: Recipe) -> StepProfile:
@@ -170,7 +175,7 @@ def make_plan(
         flops=profiled.flops,
         speed=speed,
         remedies=tuple(found),
-        notes=(*data.notes, *budget.assumptions, *unplanned, *_note_speed(speed, benchmark)),
+        notes=(*data.notes, *bundled, *budget.assumptions, *unplanned, *_note_speed(speed, benchmark)),
     )
 
 

@@ -93,7 +93,7 @@ _find_downsampled_side = _make_side_finder("downsample_factor")
 DEFAULT = Quirk()
 
 _IDEFICS3 = Quirk(
-    _surround("<fake_token_around_image><global-img>", "<fake_token_around_image>"), image_inputs=inputs.feed_nested
+    _surround("<fake_token_around_image><global-img>", "<fake_token_around_image>"), image_inputs=inputs.feed_one_tile
 )
 _QWEN_VL = Quirk(
     _surround("<|vision_start|>", "<|vision_end|>", opening=""),
