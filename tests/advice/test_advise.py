@@ -38,8 +38,9 @@ def situation(data: Path) -> Situation:
     return of_dataset(str(data), None, None, None)
 
 
-def study_folder(root: Path, rates: dict[str, float]) -> Path:
-    study = make_study({"history": {name: {} for name in rates}}, Comparison(name="x", axis="history"), seeds=range(4))
+def study_folder(root: Path, rates: dict[str, float], seeds: int = 4) -> Path:
+    axes = {"history": {name: {} for name in rates}}
+    study = make_study(axes, Comparison(name="x", axis="history"), seeds=range(seeds))
     root.mkdir()
     durable.write(root / "study.yaml", json.dumps(to_dict(study)))
     for line in sample_lines(study, lambda labels: rates[labels["history"]], episodes=40):
@@ -84,6 +85,16 @@ def test_a_study_that_decides_overrules_and_one_that_cannot_tell_does_not(situat
     history = chosen(Request(situation, call_ms=20), open_)["history"]
     assert (history.value, history.evidence[0].stance) == ("none", "open")
     assert "cannot tell" in history.evidence[0].text
+
+
+def test_studies_that_disagree_or_have_one_training_leave_the_rule(situation: Situation, tmp_path: Path) -> None:
+    better = study_folder(tmp_path / "better", {"none": 0.2, "policy_head": 0.9})
+    worse = study_folder(tmp_path / "worse", {"none": 0.9, "policy_head": 0.2})
+    history = chosen(Request(situation, call_ms=20), better, worse)["history"]
+    assert (history.value, [s.stance for s in history.evidence[:2]]) == ("none", ["against", "for"])
+    single = study_folder(tmp_path / "single", {"none": 0.2, "policy_head": 0.9}, seeds=1)
+    history = chosen(Request(situation, call_ms=20), single)["history"]
+    assert (history.value, history.evidence[0].stance) == ("none", "against")
 
 
 def test_no_study_gives_a_policy_without_history_to_a_task_that_needs_it(situation: Situation, tmp_path: Path) -> None:

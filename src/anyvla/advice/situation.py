@@ -11,6 +11,7 @@ from anyvla.advice.rules import Fact
 from anyvla.config import ConfigError, build, merge, read_options
 from anyvla.data.training.mixture import DataConfig, open_mixture
 from anyvla.data.undeclared import UndeclaredError
+from anyvla.demonstrations.collect import CollectConfig
 from anyvla.evaluation.suites import open_suite
 from anyvla.limits import HZ
 from anyvla.migrations import migrate_recipe
@@ -88,7 +89,9 @@ def of_recipe(name: str, demonstrations: int | None, hz: float | None) -> Situat
         raise ConfigError(f"{name} has stages: give --recipe the name of one without, or --dataset or --benchmark")
     file = find(name)
     whole = migrate_recipe(read_options(file), str(file), by_hand=True)
-    kept = {key: whole[key] for key in ("benchmark", "environment", "collect", "evaluation") if key in whole}
+    kept: dict[str, Any] = {
+        key: whole[key] for key in ("benchmark", "environment", "collect", "evaluation") if key in whole
+    }
     if recipe.collect is not None:
         return _of_suite(str(recipe.benchmark), kept, demonstrations, hz)
     if len(recipe.data.sources) != 1:
@@ -108,10 +111,13 @@ def _of_suite(name: str, document: dict[str, Any], demonstrations: int | None, h
         raise ConfigError(f"--hz {hz:g}: {name} is controlled at {fixed:g} Hz: leave --hz out")
     if demonstrations is not None:
         document["collect"]["demonstrations"] = demonstrations
-    each = document["collect"].setdefault("demonstrations", 40)
-    tasks = len(opened.suite.tasks)
-    note = f"{each} demonstrations of each of {tasks} tasks will be collected; {_ACTIONS} actions each are assumed"
-    count = each * tasks
+    collect = build(CollectConfig, document["collect"], where="collect")
+    tasks = len(collect.select_tasks(opened.suite))
+    count = collect.demonstrations * tasks
+    note = (
+        f"{collect.demonstrations} demonstrations of each of {tasks} tasks will be collected; {_ACTIONS} actions each "
+        "are assumed"
+    )
     return Situation(opened.embodiment, count, tasks, count * _ACTIONS, fixed, document, (note,))
 
 

@@ -24,6 +24,7 @@ class Shown:
     axis: str
     better: str  # labels; empty if the data cannot tell
     worse: str
+    general: bool  # it holds for other trainings, not only for the trained policies
     sentence: str
 
 
@@ -39,13 +40,15 @@ def bundled_studies() -> list[Path]:
 
 
 def overrule(choice: Choice, chosen: Option, possible: Sequence[Option], shown: Sequence[Shown]) -> Option:
-    """Return the option that a study found better than the chosen one, if it is possible; else the chosen one."""
-    for found in shown:
-        if found.axis in choice.axes and found.worse and chosen.named(found.worse):
-            better = next((option for option in possible if option.named(found.better)), None)
-            if better is not None:
-                return better
-    return chosen
+    """Return the possible option that studies found better than the chosen one; the chosen one if they disagree.
+
+    Findings that hold for the trained policies only do not count.
+    """
+    decided = [found for found in shown if found.axis in choice.axes and found.general and found.better]
+    if any(chosen.named(found.better) for found in decided):
+        return chosen
+    labels = [found.better for found in decided if chosen.named(found.worse)]
+    return next((option for option in possible if any(map(option.named, labels))), chosen)
 
 
 def _read(path: Path) -> list[Shown]:
@@ -60,9 +63,9 @@ def _read(path: Path) -> list[Shown]:
                 _rank(finding, result.comparison.axis) if result.comparison.kind == "difference" else ("", "")
             )
             sentence = f"study {study.name} {where}: {finding.sentence}".replace("  ", " ")
-            found.append(Shown(study.name, result.comparison.axis, better, worse, sentence))
+            found.append(Shown(study.name, result.comparison.axis, better, worse, finding.test == "crossed", sentence))
         missing = [f"study {study.name}: cannot tell, {reason}" for reason in result.missing]
-        found += [Shown(study.name, result.comparison.axis, "", "", sentence) for sentence in missing]
+        found += [Shown(study.name, result.comparison.axis, "", "", False, sentence) for sentence in missing]
     return found
 
 
@@ -80,9 +83,9 @@ def _find(path: Path) -> tuple[Path, Path]:
     if path.is_dir():
         file, store = path / FILE, path / STORE
         if not file.is_file():  # the store is committed beside the file of the study
-            file = path.with_suffix(".yaml")
+            file = path.parent / f"{path.name}.yaml"
     else:
-        file, store = path, path.with_suffix("") / STORE
+        file, store = path, path.parent / path.stem / STORE
     if not file.is_file() or not store.is_file():
         raise ConfigError(
             f"--study {path}: there is no {store if file.is_file() else file}: give the folder of a study, which has "
