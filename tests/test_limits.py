@@ -26,8 +26,11 @@ REPORTS = {
     "anyvla.evaluation.results",
     "anyvla.evaluation.open_loop.results",
     "anyvla.training.warm_start.record",
+    "anyvla.study.store",
+    "anyvla.advice.rules",
 }
 ABSURD = [float("nan"), float("inf"), -float("inf"), -1e308, 1e308, -(10**30), 10**30, True, False]
+_ON_X = {"name": "c", "axis": "x"}
 NEEDED: Mapping[str, Any] = {  # values of fields that have no default
     "Group": {"name": "position", "size": 3},
     "AutoBackbone.Config": {"path": "here"},
@@ -38,6 +41,7 @@ NEEDED: Mapping[str, Any] = {  # values of fields that have no default
     "ValidationConfig": {"fraction": 0.1},
     "ColumnGroup": {"key": "action", "group": {"name": "position", "size": 3}},
     "OxeEntry": {"robot": "arm", "cameras": {}, "action": [], "instruction": []},
+    "StudyFile": {"name": "a", "question": "?", "base": "b", "axes": {"x": {"y": {}}}, "comparisons": [_ON_X]},
     "VLAConfig": to_dict(small.model()),
     "Embodiment": to_dict(small.embodiment()),
 }

@@ -85,7 +85,7 @@ def test_type_range_and_comment(keys: dict[str, Key]) -> None:
     assert keys["training.precision"].type == "auto | float32 | bfloat16 | float16"
     assert keys["training.augment.shift"].type == "int | [int, ...]"
     assert keys["evaluation.horizon"].type == "int | null"
-    assert keys["model.fuser"].type == "gpt | identity | lstm | mlp"
+    assert keys["model.fuser"].type == "gpt | identity | lstm | mingru | mlp"
     assert keys["model.fuser"].default is None
     assert keys["model.representation"].default == "continuous"
 

@@ -21,10 +21,10 @@ from anyvla.serving.protocols.vlaeval import read_message
 from anyvla.serving.served_session import ServedSession
 from tests import small
 from tests.serving.clients import MAPPING, ROBOT, pack, payload, seen
-from tests.serving.test_served_session import STATEFUL, alone
+from tests.serving.test_served_session import NAMES, STATEFUL, alone
 
 
-@pytest.fixture(params=STATEFUL, ids=["policy_head", "interleaved", "diffusion"])
+@pytest.fixture(params=STATEFUL, ids=NAMES)
 def stateful(request: pytest.FixtureRequest) -> VLA:
     return small.awake(small.policy(**request.param))
 

@@ -22,9 +22,10 @@ STATEFUL = [
     {"history": "recurrent", "fuser": small.FUSERS[4]},
     {"history": "none", "decoder": "diffusion"},
 ]
+NAMES = ["policy_head", "interleaved", "recurrent", "diffusion"]
 
 
-@pytest.fixture(params=STATEFUL, ids=["policy_head", "interleaved", "recurrent", "diffusion"])
+@pytest.fixture(params=STATEFUL, ids=NAMES)
 def stateful(request: pytest.FixtureRequest) -> VLA:
     return small.awake(small.policy(**request.param))
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from anyvla.config import STRICT, ConfigError, build, read_options
-from anyvla.limits import COUNT, EPISODES, GB, WEIGHT
+from anyvla.limits import EPISODES, GB, WEIGHT
+from anyvla.limits import SEED as SEEDS
 from anyvla.registry import suggest
 
 VERSION = 1  # of the file
@@ -87,7 +88,9 @@ class StudyFile:
     # sets of keys of the recipe.
     axes: dict[str, list[Any] | dict[str, Any]] = Field(min_length=1)
     exclude: tuple[Labels, ...] = ()  # cells that have all of these labels
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # of the trainings
+    seeds: tuple[Annotated[int, Field(ge=0, le=SEEDS)], ...] = Field(
+        default=(0, 1, 2), min_length=1
+    )  # of the trainings
     benchmarks: tuple[Benchmark, ...] = ()
     comparisons: tuple[Comparison, ...] = Field(min_length=1)
     budget: Budget = Budget()
@@ -101,8 +104,8 @@ class StudyFile:
             raise ValueError(f"version: this anyvla reads studies of version {VERSION}, not {self.version}")
         if SEED in self.axes:
             raise ValueError("axes: 'seed' is an axis of every study: give the values as seeds: [0, 1, 2]")
-        if len(set(self.seeds)) < len(self.seeds) or not all(0 <= seed <= COUNT for seed in self.seeds):
-            raise ValueError(f"seeds: different numbers from 0 on are needed, got {list(self.seeds)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: different numbers are needed, got {list(self.seeds)}")
         names = [comparison.name for comparison in self.comparisons]
         if double := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"comparisons: {double[0]!r} is there twice")

@@ -79,11 +79,13 @@ def test_closing_ends_jobs_and_their_children(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1); print('up', flush=True)"
     )
-    submit(executor, "a", python(code + "; input()"), NEEDS, tmp_path / "a")
+    command = python(code + "; input()")
+    submit(executor, "a", command, NEEDS, tmp_path / "a")
     until(lambda: "up" in (tmp_path / "a").read_text())
-    children = psutil.Process().children(recursive=True)
+    [job] = [child for child in psutil.Process().children() if child.cmdline()[1:3] == ["-c", command[2]]]
+    family = [job, *job.children(recursive=True)]
     executor.close()
-    until(lambda: gone(children), seconds=15)
+    until(lambda: gone(family), seconds=15)
 
 
 def test_jobs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
