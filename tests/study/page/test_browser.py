@@ -40,8 +40,8 @@ def test_600_cells_open_fast_without_errors_and_fit(browser, page, width, dark):
     browser.open(page, width, dark=dark, mobile=width < 500)
     assert page.stat().st_size < 20e6
     browser("Performance.enable")
-    busy = {m["name"]: m["value"] for m in browser("Performance.getMetrics")["metrics"]}
-    assert busy["TaskDuration"] < 2
+    used = {metric["name"]: metric["value"] for metric in browser("Performance.getMetrics")["metrics"]}
+    assert used["ThreadTime"] < 2  # CPU seconds of the page, whatever else the machine does
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.complaints() == []
     assert {address.partition(":")[0] for address in browser.requests()} <= {"file", "data"}

@@ -28,7 +28,7 @@ def dots(svg):
 @pytest.mark.parametrize(("scale", "top"), [(PERCENT, 1.0), (CHAINS, 5.0)])
 def test_scores_and_intervals_are_drawn_to_scale(scale, top):
     series = [Series("a", [Dot("1", score(0.5 * top, 0.25 * top, 0.75 * top)), Dot("2", score(top))])]
-    svg = ElementTree.fromstring(draw_series(series, "window", scale, numbers=True))
+    svg = ElementTree.fromstring(draw_series(series, "window", scale, ["1", "2"], numbers=True))
     assert [height(dot.get("cy"), top) for dot in dots(ElementTree.tostring(svg))] == pytest.approx([0.5 * top, top])
     reach = next(line for line in svg.iter("line") if line.get("class") == "reach")
     assert [height(reach.get(y), top) for y in ("y1", "y2")] == pytest.approx([0.25 * top, 0.75 * top], abs=0.01)
@@ -37,7 +37,7 @@ def test_scores_and_intervals_are_drawn_to_scale(scale, top):
 def test_numbers_that_spread_far_are_on_a_logarithmic_axis_and_others_are_not():
     def positions(labels):
         series = [Series("", [Dot(label, score(0.5)) for label in labels])]
-        x = [float(dot.get("cx")) for dot in dots(draw_series(series, "n", PERCENT, numbers=True))]
+        x = [float(dot.get("cx")) for dot in dots(draw_series(series, "n", PERCENT, labels, numbers=True))]
         return [(at - x[0]) / (x[-1] - x[0]) for at in x]
 
     assert positions(["1", "2", "4", "8"]) == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=0.01)
@@ -48,14 +48,23 @@ def test_numbers_that_spread_far_are_on_a_logarithmic_axis_and_others_are_not():
 def test_a_series_without_a_label_does_not_shift_the_others():
     one = Series("one", [Dot(at, score(0.5)) for at in "abc"])
     other = Series("other", [Dot("c", score(0.2))])
-    x = [float(dot.get("cx")) for dot in dots(draw_series([one, other], "axis", PERCENT, numbers=False))]
+    x = [float(dot.get("cx")) for dot in dots(draw_series([one, other], "axis", PERCENT, "abc", numbers=False))]
     assert x[3] == pytest.approx(x[2], abs=7)
+
+
+def test_labels_keep_their_order_where_the_first_series_lacks_one():
+    series = [
+        Series("one", [Dot(at, score(0.5)) for at in "ac"]),
+        Series("other", [Dot(at, score(0.2)) for at in "abc"]),
+    ]
+    x = [float(dot.get("cx")) for dot in dots(draw_series(series, "axis", PERCENT, "abc", numbers=False, lines=False))]
+    assert x[2] < x[3] < x[4]
 
 
 def test_labels_of_figures_pick_their_cells():
     pick = {"history": 'a "quoted" <one>'}
     svg = ElementTree.fromstring(
-        draw_series([Series("s & t", [Dot("<x>", score(0.5), pick)])], "a<b", PERCENT, numbers=False)
+        draw_series([Series("s & t", [Dot("<x>", score(0.5), pick)])], "a<b", PERCENT, ["<x>"], numbers=False)
     )
     (point,) = [group for group in svg.iter("g") if group.get("data-pick")]
     assert json.loads(point.get("data-pick")) == pick

@@ -90,13 +90,21 @@ def draw_tasks(rates: Mapping[str, float]) -> Markup:
 
 
 def draw_series(
-    series: Sequence[Series], axis: str, scale: Scale, *, numbers: bool, lines: bool = True, chance: float | None = None
+    series: Sequence[Series],
+    axis: str,
+    scale: Scale,
+    order: Sequence[str],
+    *,
+    numbers: bool,
+    lines: bool = True,
+    chance: float | None = None,
 ) -> Markup:
     """Draw scores over the labels of an axis, one line for each series.
 
-    `numbers`: labels are numbers, positioned by their values; else they are equally far apart.
+    `order`: of the labels. `numbers`: labels are numbers, positioned by their values; else they are equally far apart.
     """
-    labels = list(dict.fromkeys(dot.at for of in series for dot in of.dots))
+    found = {dot.at for of in series for dot in of.dots}
+    labels = [label for label in order if label in found]
     place = (
         _place_numbers(labels) if numbers else {label: n / max(len(labels) - 1, 1) for n, label in enumerate(labels)}
     )

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from anyvla.evaluation.intervals import Interval
 from anyvla.study.analysis.results import CostPoint, Result
 from anyvla.study.analysis.tables import Table
+from anyvla.study.file import StudyFile
 from anyvla.study.page.drawing import COLORS, CostDot, Dot, Series, draw_front, draw_series
 from anyvla.study.page.scale import PERCENT, Scale
 
@@ -34,7 +35,7 @@ class Figure:
     choice: str = ""  # figures of one comparison with a choice are shown one at a time
 
 
-def draw_figures(result: Result, scale: Scale, chance: float | None) -> list[Figure]:
+def draw_figures(study: StudyFile, result: Result, scale: Scale, chance: float | None) -> list[Figure]:
     """Return the figures of a comparison; none for a comparison without results."""
     kind = result.comparison.kind
     if kind == "cost":
@@ -51,6 +52,7 @@ def draw_figures(result: Result, scale: Scale, chance: float | None) -> list[Fig
         series,
         _short(axis),
         scale,
+        study.labels(axis),
         numbers=kind == "curve",
         lines=kind in ("curve", "interaction"),
         chance=chance,
@@ -70,7 +72,8 @@ def draw_table_curve(table: Table) -> Figure | None:
         )
         for row in rows
     ]
-    svg = draw_series(series, table.curve_axis, PERCENT, numbers=True, chance=table.chance)
+    numbers = [f"{number:g}" for number in sorted({number for row in rows for number in row.curve})]
+    svg = draw_series(series, table.curve_axis, PERCENT, numbers, numbers=True, chance=table.chance)
     legend = tuple(of.name for of in series) if 1 < len(series) <= COLORS else ()
     return Figure(f"Success over {table.curve_axis}", svg, legend)
 

@@ -23,6 +23,7 @@ from anyvla.study.analysis.finding import Finding
 from anyvla.study.analysis.results import Result
 from anyvla.study.analysis.tables import Table
 from anyvla.study.analysis.wording import format_signed, state_limits, state_test, unit
+from anyvla.study.file import StudyFile
 from anyvla.study.page.cell_rows import STATES, count_states, list_cells, list_reasons, sum_minutes
 from anyvla.study.page.clips import embed, find_videos
 from anyvla.study.page.drawing import draw_score, draw_tasks, format_cost
@@ -85,26 +86,24 @@ def _make_context(sources: Sources, analysis: Analysis) -> dict[str, Any]:
     study, lines = sources.study, sources.lines
     cells = list_cells(sources, analysis.tables)
     times = sorted(line.time[:10] for line in lines if line.time)
-    shown = find_videos(sources.store.parent, cells)
     return {
         "study": study,
         "sources": sources,
         "analysis": analysis,
         "css": style() + Markup((TEMPLATES / "study.css").read_text(encoding="utf-8")),
         "script": Markup((TEMPLATES / "study.js").read_text(encoding="utf-8")),
-        "blocks": [_make_block(result, analysis.tables, lines) for result in analysis.results],
+        "blocks": [_make_block(study, result, analysis.tables, lines) for result in analysis.results],
         "tables": [_make_table_block(table) for table in analysis.tables],
         "numbers": {axis: {label: n for n, label in enumerate(study.labels(axis))} for axis in study.axes},
         "cells": cells,
         "states": count_states(cells),
-        "words": {"done": "done", **STATES},
+        "words": STATES,
         "reasons": list_reasons(cells),
         "missing": sum(cell.line is None for cell in cells),
         "hours": sum_minutes(lines) / 60,
         "episodes": sum(len(played.outcomes.replace(" ", "")) for line in lines for played in line.episodes),
         "dates": list(dict.fromkeys([*times[:1], *times[-1:]])),
-        "shown": shown,
-        "videos": {clip.path: clip for one in shown for clip in one.clips},
+        "shown": find_videos(sources.store.parent, cells),
         "protocols": _list_protocols(lines),
         "versions": _list_versions(lines),
         "document": yaml.safe_dump(
@@ -113,7 +112,7 @@ def _make_context(sources: Sources, analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _make_block(result: Result, tables: Sequence[Table], lines: Sequence[CellLine]) -> Block:
+def _make_block(study: StudyFile, result: Result, tables: Sequence[Table], lines: Sequence[CellLine]) -> Block:
     comparison = result.comparison
     chances = {table.chance for table in tables if table.benchmark == result.benchmark}
     chance = next(iter(chances)) if len(chances) == 1 and comparison.measure == "success" else None
@@ -123,7 +122,7 @@ def _make_block(result: Result, tables: Sequence[Table], lines: Sequence[CellLin
     ends = [abs(end) for finding in result.findings for end in (finding.low, finding.high, finding.value)]
     steps = [0.05, 0.1, 0.25, 0.5, 1.0, 2.0] if scale.percent else [0.5, 1.0, 2.0, 5.0, 10.0]
     reach = next((step for step in steps if step >= max(ends, default=0.0)), steps[-1])
-    return Block(result, scale, draw_figures(result, scale, chance), reach)
+    return Block(result, scale, draw_figures(study, result, scale, chance), reach)
 
 
 def _make_table_block(table: Table) -> TableBlock:
