@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,6 +234,7 @@ def test_quickstart_fits_between_collecting_and_training(
     monkeypatch.setattr("anyvla.cli.data.collect.collect", lambda *_: seen.append("collect"))
     monkeypatch.setattr("anyvla.cli.train.train", train)
     monkeypatch.setattr("anyvla.cli.evaluate.evaluate", lambda *_: seen.append("evaluate"))
+    importlib.import_module("anyvla.report.chain")  # which would keep the name below if it were imported later
     monkeypatch.setattr("anyvla.report.run_report.write_report", lambda run: run / "index.html")
     monkeypatch.setattr("anyvla.evaluation.results.read_results", lambda _: [])
     monkeypatch.setattr("anyvla.evaluation.statistics.summarize", lambda _: summary)
