@@ -16,8 +16,7 @@ TRAVEL_M = 0.42  # height of the hand above all objects; the button is 0.31 high
 _NEAR_M = 0.12  # horizontal distance from the object up to which the hand need not rise above all others
 _CLEAR_M = 0.1  # height above the object's point at which the hand can move over it
 _GAIN = 25.0  # of Meta-World's experts: actions per m
-# The point (m, from the object's own) above which the stock expert begins, and the horizontal
-# distance from it up to which that expert goes on.
+# Where the stock expert takes over: a point (m, from the object's own) and the largest horizontal distance from it.
 _BEGINNINGS = {
     "drawer-open": ((0.0, 0.0), 0.06),
     "drawer-close": ((0.0, -0.075), 0.1),

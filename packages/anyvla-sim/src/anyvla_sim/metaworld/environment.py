@@ -61,7 +61,7 @@ class Simulation:
 
     @property
     def mover(self) -> ObjectMover:
-        """What moves the object by hand in this episode."""
+        """The mover that shifts the object on request in this episode."""
         if self._mover is None:
             self._mover = ObjectMover(self.sim)
         return self._mover
@@ -136,7 +136,7 @@ class MetaWorldEnvironment(Environment):
         return renderer.draw(sim.model, sim.data, view, self.ornaments())
 
     def ornaments(self) -> list[Ornament]:
-        """Return what is only drawn, and takes no part in physics."""
+        """Return the shapes that are drawn into the images but are no part of the physics."""
         return self.simulation.factors.ornaments
 
     def observe(self) -> Observation:
