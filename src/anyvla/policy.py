@@ -195,9 +195,8 @@ class VLA(nn.Module):
         is no text, empty (unless `may_be_empty`) or too long for the backbone.
         """
         text = check_instruction(instruction, may_be_empty=may_be_empty)
-        session = self._open_session(
-            text, self.layout.find_robot(robot), torch.Generator().manual_seed(check_seed(seed))
-        )
+        generator = torch.Generator().manual_seed(check_seed(seed))
+        session = self._open_session(text, self.layout.find_robot(robot), generator)
         past = 0 if session.past is None else len(session.past)
         added = len(self.queries) + (self.proprio_embedding is not None) + past
         check_length(text, self.backbone, self.history, len(self.embodiment.cameras), added, self.decoder.suffix_length)

@@ -19,8 +19,18 @@ from anyvla.study.early_stopping import EarlyStopping
 from anyvla.study.file import StudyFile
 from anyvla.study.folder import Done, StudyFolder
 from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
-from anyvla.study.schedule import Estimate, find_failed
+from anyvla.study.schedule import find_failed
 from anyvla.study.store import CellLine, read_store
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the jobs of one kind need, as measured so far."""
+
+    minutes: float
+    memory_gb: float
+    gigabytes: float
+
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 # Before anything is measured: jobs of small models on a laptop.

@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from anyvla.study.executors.base import Ended, Executor, Needs, Task
 from anyvla.study.folder import LOG, Failure, StudyFolder
@@ -17,15 +16,6 @@ IN_USE = 75  # the exit status of a job whose folder another process uses
 _RETRY_S = 10.0  # until such a job is tried again
 _LOSSES = 3  # of a job with its machine, then it has failed
 _FIRST: Mapping[Kind, int] = {"evaluate": 0, "codec": 1, "train": 2, "collect": 3}  # so that cells end early
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the jobs of one kind need, as measured so far."""
-
-    minutes: float
-    memory_gb: float
-    gigabytes: float
 
 
 def find_missing(jobs: Mapping[str, Job], folder: StudyFolder) -> list[Job]:
@@ -67,11 +57,10 @@ class Scheduler:
         self._lost: Counter[str] = Counter()
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Run all missing jobs. Return False if `stop` ended it before; jobs in progress can then be resumed."""
+        """Run all missing jobs. Return False if `stop` ended it before; the caller then closes the executor."""
         missing = {job.name for job in find_missing(self._jobs, self._folder)}
         while missing:
             if stop():
-                self._executor.close()
                 return False
             self._submit(missing)
             ended = [self._end(one) for one in self._executor.wait(0.5)]

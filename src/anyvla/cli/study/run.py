@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         finish(study, overview, folder, executor, options.threads, options.gpus, retry=options.retry)
     after = look(study, options.file, folder, only=options.only)
     show(after, processes, as_json=options.json)
-    return 1 if after.states.get("failed") or after.states.get("over") else 0
+    return 1 if after.states.get("failed") else 0
 
 
 def check_options(options: argparse.Namespace) -> None:
