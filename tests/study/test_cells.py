@@ -43,6 +43,12 @@ def test_keys_of_several_axes_are_joined_and_dotted_ones_are_read(tmp_path: Path
     assert (first.recipe.training.steps, first.recipe.training.batch_size) == (5, 2)
 
 
+def test_nested_keys_of_set_are_laid_over_the_base_and_replace_nothing_else(tmp_path: Path) -> None:
+    [first, *_] = cells(write_study(tmp_path, set={"training": {"batch_size": 3}, "training.steps": 7}))
+    assert (first.recipe.training.steps, first.recipe.training.batch_size) == (7, 3)
+    assert first.recipe.training.optim.lr == cells(write_study(tmp_path))[0].recipe.training.optim.lr
+
+
 def test_a_cell_whose_recipe_is_refused_is_kept_with_the_reason(tmp_path: Path) -> None:
     axes = {"model.chunk": [2, 4, -1]}
     found = cells(write_study(tmp_path, axes=axes))

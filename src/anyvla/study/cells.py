@@ -70,7 +70,10 @@ def read_base(study: StudyFile, source: Path) -> dict[str, Any]:
     """Return the keys of the base recipe with those of `set` laid over them. Raises ConfigError."""
     beside = source.parent / study.base
     path = beside if beside.is_file() else find(study.base)
-    return override_keys(read_options(path), study.set.items())
+    keys = read_options(path)
+    for key, value in study.set.items():  # a single value may also be that of an item of a list: data.sources.0.weight
+        keys = merge(keys, _nest({key: value})) if isinstance(value, Mapping) else override_keys(keys, [(key, value)])
+    return keys
 
 
 def _combine(study: StudyFile) -> Iterator[dict[str, str]]:
@@ -123,12 +126,15 @@ def _make_cell(study: StudyFile, base: Mapping[str, Any], labels: Mapping[str, s
 
 def _lay(changes: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:
     """Lay the value of an axis over the keys so far."""
-    if axis.partition(".")[0] not in _SECTIONS:
-        nested: dict[str, Any] = {}
-        for key, inner in value.items():
-            nested = merge(nested, override_keys({}, [(key, inner)]))
-        return merge(changes, nested)
-    return merge(changes, override_keys({}, [(axis, value)]))
+    return merge(changes, _nest({axis: value} if axis.partition(".")[0] in _SECTIONS else value))
+
+
+def _nest(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested keys for dotted ones."""
+    nested: dict[str, Any] = {}
+    for key, value in keys.items():
+        nested = merge(nested, override_keys({}, [(key, value)]))
+    return nested
 
 
 def _value(study: StudyFile, axis: str, label: str) -> Any:
