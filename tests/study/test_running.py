@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.cli.study.command import main
 from anyvla.cli.study.run import finish
 from anyvla.config import ConfigError
@@ -212,3 +214,28 @@ def test_early_stopping_needs_the_number_of_episodes(tmp_path: Path) -> None:
     path = write_study(tmp_path, {"evaluation": keys}, **SMALL | {"stop": {}})
     with pytest.raises(ValueError, match=r"needs the number of episodes: evaluation\.episodes"):
         see(path, tmp_path / "out")
+
+
+def test_cells_share_the_features_of_a_frozen_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, plain = [], NanoBackbone.compute_features
+
+    def compute(self: NanoBackbone, images: Tensor) -> Tensor:
+        if self.training and images.shape[:2].numel() == 1:
+            alone.append(images)
+        return plain(self, images)
+
+    monkeypatch.setattr(NanoBackbone, "compute_features", compute)
+    backbone = RECIPE["model"]["backbone"] | {"train": {"vision": False}}
+    frozen = {"model": RECIPE["model"] | {"backbone": backbone}}
+    axes = {"model.chunk": [2, 4], "moved": {"no": {"training": {"augment": {"shift": 0}}}, "yes": {}}}
+    path = write_study(tmp_path, frozen, axes=axes, seeds=[0])
+    text = see(path, tmp_path / "out").to_text(1)
+    assert "features of the frozen vision tower of 2 trainings: computed once, and shared" in text
+    assert "of 2 trainings: computed at each use: training.augment.shift makes new images" in text
+    assert see(path, tmp_path / "out").to_dict(1)["frozen_features"]["computed once, and shared"] == 2
+    run(path, tmp_path / "out")
+    [folder] = [path for path in (tmp_path / "out" / "made" / "features").iterdir() if path.is_dir()]
+    assert len(list(folder.iterdir())) <= 2  # a file for each training
+    different = {image.numpy().tobytes() for image in alone}
+    assert len(alone) == len(different) + 3  # the same probe twice in both trainings, and every other image once
+    assert see(path, tmp_path / "out").states == {"done": 4}

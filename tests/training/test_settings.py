@@ -83,6 +83,7 @@ OTHERS = {
     "keep",
     "init_from",
     "statistics",
+    "features_gb",  # tests/training/test_features.py
 }
 OTHERS |= {"track", "track_project", "without_gradient"}
 OTHERS |= {"validate_every", "best", "evaluate"}  # tests/training/test_validation.py, tests/cli/test_in_training.py

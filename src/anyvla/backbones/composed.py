@@ -99,7 +99,7 @@ class ComposedBackbone(TokenBackbone):
                 for part in filter(None, (parts.vision, parts.projector)):
                     for weight in part.parameters():
                         weight.zero_()  # uninitialized memory may hold NaN, which some code checks for
-            blank = self._encode_images(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
+            blank = self.compute_features(torch.zeros(1, 1, *self.pixels.size, 3, dtype=torch.uint8))
             self.projection = parts.projector or self.build_projector(blank.shape[-1], self.width)
             if config.resampler is not None:
                 resampler = build_resampler(self.embedding, self.width, config.resampler)
@@ -160,7 +160,7 @@ class ComposedBackbone(TokenBackbone):
 
     def embed_images(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F D"]:
         """Return the embeddings of N = M * V images, F tokens each."""
-        return self.projection(self._encode_images(images))
+        return self.projection(self.read_features(images))
 
     def run_model(self, sequence: TokenSequence, cache: Cache | None) -> None:
         if cache is not None and cache.model_cache is None:
@@ -206,7 +206,7 @@ class ComposedBackbone(TokenBackbone):
         with overwrite_embeddings(self.embedding, ids.shape, images.flatten().nonzero().squeeze(1), features):
             return self.embedding(ids)
 
-    def _encode_images(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
+    def compute_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
         weight = next(self.tower.parameters())
         pixels = self.pixels(images.flatten(0, 1).to(weight.device)).to(weight.dtype)
         features = self.extract_features(pixels)

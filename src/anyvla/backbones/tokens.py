@@ -22,6 +22,7 @@ from anyvla.backbones.adapting.adapt import add_lora, quantize, train_parts
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import Backbone, Cache
+from anyvla.backbones.frozen_features import FrozenFeatures
 from anyvla.backbones.hooks import capture_lm_head_input, overwrite_embeddings, run_only_at
 from anyvla.backbones.language_config import EVERYWHERE, find_windows
 from anyvla.backbones.masks import Attention, build_mask
@@ -41,6 +42,7 @@ class TokenBackbone(Backbone):
     first_position: int = 0
     context: int | None = None  # tokens
     supported_options: ClassVar[frozenset[str]] = frozenset()  # out of pretrained, layers and resampler
+    frozen_features: FrozenFeatures | None = None  # while a training keeps them
     discrete_images: bool = False  # images become token ids: no gradient reaches the vision tower, so it stays frozen
 
     def __init__(self, config: Any, assets: Path | None = None) -> None:
@@ -131,6 +133,19 @@ class TokenBackbone(Backbone):
         if self.lm_head is None:
             raise ValueError(f"{type(self).__name__} has no LM head whose input could be captured")
         return capture_lm_head_input(self.lm_head)
+
+    def compute_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
+        """Return the features of N = M * V images, as the vision tower alone gives them.
+
+        A class that defines this and reads images by `read_features` can keep the features of a frozen tower.
+        """
+        raise NotImplementedError(f"{type(self).__name__} computes features inside of its model")
+
+    def read_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
+        """Return the same as `compute_features`. A training that keeps the features of a frozen tower looks them up."""
+        if self.frozen_features is None or not self.training:
+            return self.compute_features(images)
+        return self.frozen_features.read(images)
 
     def tokenize(self, images: UInt8[Tensor, "M V H W 3"], instructions: Sequence[str]) -> StepTokens:
         return self.step_tokenizer.tokenize(images, instructions)

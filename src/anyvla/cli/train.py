@@ -74,8 +74,11 @@ def open_data(recipe: Recipe, run: Path) -> Mixture:
         return open_mixture(recipe.data, root, bar)
 
 
-def train(recipe: Recipe, run: Path, profile: int | None = None) -> Path:
-    """Train the recipe in its run folder, and profile some steps of it. Return the checkpoint."""
+def train(recipe: Recipe, run: Path, profile: int | None = None, features: Path | None = None) -> Path:
+    """Train the recipe in its run folder, and profile some steps of it. Return the checkpoint.
+
+    `features`: a folder in which several trainings keep the features of frozen vision towers.
+    """
     from anyvla.planning.out_of_memory import explaining_out_of_memory
     from anyvla.training.loop import train as run_training
     from anyvla.training.preflight import check_before_data
@@ -106,6 +109,7 @@ def train(recipe: Recipe, run: Path, profile: int | None = None) -> Path:
                     stop=stop,
                     measurements=evaluations,
                     profile=profile,
+                    features=features,
                 )
     console.print(f"trained: {checkpoint}")
     return checkpoint

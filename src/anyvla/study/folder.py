@@ -52,6 +52,7 @@ class StudyFolder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.store = root, root / STORE
+        self.features = root / _MADE / "features"  # of frozen vision towers, which trainings share
 
     def claim(self, study: StudyFile) -> None:
         """Make the folder and write the study's file. Raises ConfigError if it belongs to another study."""

@@ -21,6 +21,7 @@ from anyvla.study.folder import Done, StudyFolder
 from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
 from anyvla.study.schedule import find_failed
 from anyvla.study.store import CellLine, read_store
+from anyvla.training.features import freezes_vision, why_not_kept
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class Overview:
         missing = {job.name for job in self.missing}
         return "missing" if missing & set(names) else "done"
 
+    @cached_property
+    def features(self) -> Mapping[str, int]:
+        """The number of trainings with a frozen vision tower by why its features are not kept; "": they are."""
+        trainings = (job.recipe for job in self.jobs.values() if job.kind == "train")
+        return Counter(why_not_kept(recipe) or "" for recipe in trainings if freezes_vision(recipe))
+
     @property
     def minutes(self) -> float:
         """The minutes of the missing jobs, one after another."""
@@ -103,6 +110,9 @@ class Overview:
                 }
                 for kind in _KINDS
             },
+            "frozen_features": {
+                reason or "computed once, and shared": count for reason, count in self.features.items()
+            },
             "hours": round(self.minutes / 60 / processes, 2),
             "processes": processes,
             "gigabytes": round(self.gigabytes, 2),
@@ -123,6 +133,9 @@ class Overview:
                 left, of = sum(job.kind == kind for job in self.missing), self.estimates[kind]
                 basis = f"measured on {self.measured[kind]}" if self.measured[kind] else "a guess"
                 lines.append(f"  {kind}: {every - left} of {every} done; {of.minutes:.1f} minutes each ({basis})")
+        for reason, count in self.features.items():
+            how = f"computed at each use: {reason}" if reason else "computed once, and shared"
+            lines.append(f"  features of the frozen vision tower of {count} trainings: {how}")
         if self.missing:
             hours = self.minutes / 60 / processes
             lines.append(f"  left: about {hours:.1f} hours in {processes} processes, and {self.gigabytes:.1f} GB")

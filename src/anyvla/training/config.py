@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from anyvla.config import STRICT
 from anyvla.data.training.augment import AugmentConfig
 from anyvla.data.training.mixture import DataConfig
-from anyvla.limits import BATCH, COUNT, EPISODES, SEED
+from anyvla.limits import BATCH, COUNT, EPISODES, GB, SEED
 from anyvla.policy import VLAConfig
 from anyvla.training.ema import EmaConfig
 from anyvla.training.kept import KeepConfig
@@ -60,6 +60,9 @@ class TrainingConfig:
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig | None = None  # the policy acts with an average of its weights, which every checkpoint then holds
     augment: AugmentConfig = AugmentConfig()
+    # Most GB on the disk for features of a frozen vision tower, which are then computed once for each image; 0: they
+    # are computed at each use. Only where images are not augmented. A study's trainings share them.
+    features_gb: float = Field(default=4.0, ge=0, le=GB)
     spikes: SpikesConfig | None = SpikesConfig()  # steps whose loss leaps are logged in RUN/train/spikes.jsonl
     log_every: int = Field(default=20, ge=1, le=COUNT)  # steps
     # where curves are shown: tensorboard, wandb, trackio, several of them as a list, or none

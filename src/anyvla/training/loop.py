@@ -23,6 +23,7 @@ from anyvla.training.batches import StalledData, make_batches
 from anyvla.training.checks import check_actions_vary, check_batch_size, describe_robot_dims, train_in_float32
 from anyvla.training.config import TrainingConfig, TrainingRecipe
 from anyvla.training.device import pick_device, pick_precision
+from anyvla.training.features import keeping_features
 from anyvla.training.idle_weights import IdleWeights
 from anyvla.training.keeping import CheckpointKeeper
 from anyvla.training.layers import prepare_layers
@@ -57,12 +58,14 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     measurements: Sequence[PlannedMeasurement] = (),
     profile: int | None = None,
+    features: Path | None = None,
 ) -> Path:
     """Train, or resume the training in `run`. Return `run/checkpoint`, which keeps the recipe.
 
     `mixture` is the opened data of the recipe. `say` gets lines for people before the first step and while the first
     frames are decoded. `measurements` start with the policy; their numbers are logged. `profile`: the number of
-    steps to profile into `run/profile`, which changes no result.
+    steps to profile into `run/profile`, which changes no result. `features`: a folder in which several trainings keep
+    the features of frozen vision towers.
 
     Raises ConfigError if the checkpoint in `run` is of another recipe, if `training.init_from` cannot be used, if
     `training.best` is not measured or if a launcher started several processes, CodecError unless `run/codec` is the
@@ -123,6 +126,7 @@ def train(
         ) as batches,
         contextlib.closing(TrainingLog(run / "train" / "log.jsonl", first_step)) as log,
         contextlib.closing(Tracking(recipe, run, first_step, log, say)),
+        keeping_features(recipe, vla, run, features, say),
         contextlib.closing(profiled(range(first_step, config.steps), profile, vla, run, say)) as steps,
     ):
         keeper = CheckpointKeeper(run, state, to_dict(recipe), config, begun, start.record)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from anyvla.backbones.frozen_features import computing_features
 from anyvla.decoders.base import Loss
 from anyvla.training import nonfinite
 from anyvla.training.config import TrainingConfig
@@ -117,7 +118,7 @@ class OptimizerStep:
         """
         piece = next(_split(batch, self.config.accumulate, self.device))
         buffers = [(buffer, buffer.clone()) for buffer in self.vla.buffers()]  # means of batch norms
-        with FlopCounterMode(display=False) as counter:
+        with computing_features(self.vla.backbone), FlopCounterMode(display=False) as counter:
             self._add_gradient(0, 0, 1.0, piece)
         for buffer, before in buffers:
             buffer.copy_(before)

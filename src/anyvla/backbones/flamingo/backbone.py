@@ -223,14 +223,16 @@ class FlamingoBackbone(TokenBackbone):
         self.vision.config.save_pretrained(vision)
         (vision / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", encoding="utf-8")
 
+    def compute_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
+        pixels = self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.vision.dtype)
+        return self.vision(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
+
     def encode_images(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "M n Dv"]:
         """Return the latents that the tokens of each step read, camera by camera."""
         views = images.shape[1]
         if views > CAMERAS:
             raise ValueError(f"{views} cameras, but this backbone distinguishes at most {CAMERAS}: choose among them")
-        pixels = self.pixels(images.flatten(0, 1).to(self.pixels.scale.device)).to(self.vision.dtype)
-        features = self.vision(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
-        latents = self.perceiver(features).unflatten(0, images.shape[:2])  # (M, V, n, Dv)
+        latents = self.perceiver(self.read_features(images)).unflatten(0, images.shape[:2])  # (M, V, n, Dv)
         return (latents + self.cameras.weight[:views, None]).flatten(1, 2)
 
     def _show_media(self, media: VisibleMedia) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -72,6 +72,9 @@ class NanoBackbone(AutoBackbone):
         preprocessor = {"size": size, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         return LoadedModel(model, tokenizer, preprocessor)
 
+    def compute_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
+        return self.model.model.vision_tower(self._pixel_values(images)).last_hidden_state
+
     def read_positions(
         self, sequence: TokenSequence, positions: Int64[Tensor, "n"], values: Float[Tensor, "n D"], cache: Cache | None
     ) -> Float[Tensor, "n D"]:
@@ -84,8 +87,7 @@ class NanoBackbone(AutoBackbone):
             return super().read_positions(sequence, positions, values, cache)
         core = self.model.model
         language = core.language_model
-        features = core.vision_tower(self._pixel_values(sequence.images)).last_hidden_state
-        features = core.multi_modal_projector(features).flatten(0, 1)
+        features = core.multi_modal_projector(self.read_features(sequence.images)).flatten(0, 1)
         ids = sequence.input_ids
         images = self.get_image_mask(sequence).flatten().nonzero().squeeze(1)
         x = language.embed_tokens(ids).flatten(0, 1)

@@ -67,7 +67,7 @@ def _run(folder: StudyFolder, name: str, threads: int) -> None:
         elif kind == "codec":
             fit_codec_if_needed(recipe, run)
         elif kind == "train":
-            train(recipe, run)
+            train(recipe, run, features=folder.features)
         else:
             assert recipe.benchmark is not None
             assert policy is not None
