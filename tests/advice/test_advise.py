@@ -166,7 +166,7 @@ def test_a_small_gpu_gets_a_small_model_with_the_reasons(situation: Situation) -
         (["--hz", "-1"], "--hz -1"),
         (["--call-ms", "0"], "--call-ms 0"),
         (["--gpu", "h10"], "did you mean 'h100'"),
-        (["--study", "nowhere"], "there is no nowhere"),
+        (["--study", "nowhere"], "there is no study file nowhere"),
     ],
 )
 def test_bad_options_get_clear_errors(data: Path, options: list[str], message: str, capsys: Any) -> None:

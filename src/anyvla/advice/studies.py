@@ -8,12 +8,9 @@ from pathlib import Path
 
 import anyvla
 from anyvla.advice.rules import Choice, Option
-from anyvla.config import ConfigError
 from anyvla.study.analysis.analyze import analyze
 from anyvla.study.analysis.finding import Finding
-from anyvla.study.file import read_study
-from anyvla.study.folder import FILE, STORE
-from anyvla.study.store import read_store
+from anyvla.study.sources import read_sources
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,9 @@ def read_studies(paths: Sequence[Path]) -> list[Shown]:
 
 
 def bundled_studies() -> list[Path]:
-    """Return the studies with a store that come with the source of anyvla."""
+    """Return the files of the studies whose stores come with the source of anyvla."""
     root = Path(anyvla.__file__).parents[2] / "studies"
-    return sorted(path.parent for path in root.glob(f"*/{STORE}"))
+    return sorted(path for path in root.glob("*.yaml") if path.with_suffix(".jsonl").is_file())
 
 
 def overrule(choice: Choice, chosen: Option, possible: Sequence[Option], shown: Sequence[Shown]) -> Option:
@@ -52,12 +49,12 @@ def overrule(choice: Choice, chosen: Option, possible: Sequence[Option], shown: 
 
 
 def _read(path: Path) -> list[Shown]:
-    file, store = _find(path)
-    study = read_study(file)
-    analysis = analyze(study, read_store(store))
+    sources = read_sources(path)
+    study = sources.study
+    analysis = analyze(study, sources.lines)
     found = []
     for result in analysis.results:
-        where = f"on {result.benchmark}" if result.benchmark else ""
+        where = f"on {', '.join(result.benchmarks)}" if result.benchmarks else ""
         for finding in result.findings:
             better, worse = (
                 _rank(finding, result.comparison.axis) if result.comparison.kind == "difference" else ("", "")
@@ -76,19 +73,3 @@ def _rank(finding: Finding, axis: str) -> tuple[str, str]:
     base, other = sorted(finding.terms, key=lambda term: term.weight)
     better, worse = (other, base) if finding.verdict == "higher" else (base, other)
     return str(better.labels.get(axis, "")), str(worse.labels.get(axis, ""))
-
-
-def _find(path: Path) -> tuple[Path, Path]:
-    """Return the file and the store of a study."""
-    if path.is_dir():
-        file, store = path / FILE, path / STORE
-        if not file.is_file():  # the store is committed beside the file of the study
-            file = path.parent / f"{path.name}.yaml"
-    else:
-        file, store = path, path.parent / path.stem / STORE
-    if not file.is_file() or not store.is_file():
-        raise ConfigError(
-            f"--study {path}: there is no {store if file.is_file() else file}: give the folder of a study, which has "
-            f"{FILE} and {STORE}, or its file FOLDER.yaml beside the folder"
-        )
-    return file, store

@@ -16,7 +16,7 @@ from anyvla.config import ConfigError
 from anyvla.study.analysis.assessing import betting_values
 from anyvla.study.analysis.contrasts import Contrast, list_contrasts, match
 from anyvla.study.analysis.e_process import log_wealth
-from anyvla.study.analysis.scores import Scores, read_scores
+from anyvla.study.analysis.scores import Scores, read_compared
 from anyvla.study.analysis.tables import Groups, group_lines
 from anyvla.study.file import StudyFile, matches
 from anyvla.study.store import CellLine
@@ -47,11 +47,10 @@ def decide(study: StudyFile, lines: Sequence[CellLine]) -> list[Decision]:
     groups = group_lines(study, lines)
     decisions = []
     for comparison in study.comparisons:
-        conditions = [comparison.condition, *filter(None, [comparison.other_condition])]
         try:
-            scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure, comparison.tasks)
+            scores = read_compared(comparison, lines)
         except ConfigError:  # the benchmark has no such task: nothing can be decided
-            scores = read_scores((), comparison.benchmark, conditions)
+            scores = read_compared(comparison, ())
         for contrast in planned[comparison.name]:
             cells, complete = _find_cells(study, contrast, scores, groups)
             higher = _find_direction(contrast, scores, study.stop.block, bound) if complete else None

@@ -13,7 +13,7 @@ from anyvla.study.analysis.results import answer_comparison
 from anyvla.study.analysis.scores import read_scores
 from anyvla.study.file import Comparison, Stop
 from anyvla.study.store import Played
-from tests.study.small_study import BENCHMARK, make_line, make_study, sample_lines, with_marks
+from tests.study.small_study import BENCHMARK, TASKS, make_line, make_study, sample_lines, with_marks
 
 HEADS = {"none": {}, "gru": {}}
 RATES = {"none": 0.3, "gru": 0.8}
@@ -319,3 +319,29 @@ def test_a_store_of_another_study_is_refused_and_dropped_labels_are_ignored():
     assert len(analyze(study, lines).tables[0].rows) == 2
     with pytest.raises(ConfigError, match="of the study 'another'"):
         analyze(study, [dataclasses.replace(lines[0], study="another")])
+
+
+def test_suites_of_one_study_keep_their_own_protocol():
+    """One suite has pairs of tasks, which must neither double the episodes of the other nor prevent its means."""
+    axes = {"suite": {"pairs": {}, "plain": {}}, "head": HEADS}
+    study = make_study(axes, Comparison(name="x", axis="head", by="suite"))
+    other = "metaworld/recall"
+    lines = [
+        dataclasses.replace(
+            line,
+            episodes=tuple(dataclasses.replace(p, benchmark=other) for p in line.episodes),
+            protocols={other: {"pairs": [TASKS], "groups": {"both": list(TASKS)}}},
+        )
+        if line.labels["suite"] == "pairs"
+        else line
+        for line in sample_lines(study, by_head, episodes=20)
+    ]
+    result = only(study, lines)
+    assert result.benchmarks == (other, BENCHMARK)
+    assert not result.notes
+    assert [(p.group["suite"], p.label, p.score.episodes) for p in result.points] == [
+        (suite, head, 20 * len(TASKS) * 3) for suite in ("pairs", "plain") for head in HEADS
+    ]
+    assert [finding.states for finding in result.findings] == [20, 40]
+    where = Comparison(name="x", axis="head", where={"suite": "pairs"}, tasks=("both",))
+    assert not only(dataclasses.replace(study, comparisons=(where,)), lines).missing

@@ -9,12 +9,12 @@ import pytest
 
 from anyvla.report.video import write_video
 from anyvla.study.analysis.analyze import analyze
-from anyvla.study.page.sources import read_sources
 from anyvla.study.page.write import write_page
+from anyvla.study.sources import read_sources
 from tests import chromium
 from tests.study.page.invented import write_invented
-from tests.study.page.test_sources import write
 from tests.study.small_study import make_line
+from tests.study.test_sources import write
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="Chromium is not installed (apt-get install chromium)")
 ROWS = "[...document.querySelectorAll('.table:not([hidden]) .scores tbody tr:not([hidden])')]"

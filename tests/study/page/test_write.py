@@ -10,11 +10,11 @@ from anyvla.cli.study.command import main
 from anyvla.study.analysis.analyze import analyze
 from anyvla.study.file import Comparison
 from anyvla.study.page.cell_rows import list_cells, sum_minutes
-from anyvla.study.page.sources import Sources
 from anyvla.study.page.write import to_json, write_page
+from anyvla.study.sources import Sources
 from tests.report.reading import Page, plain
-from tests.study.page.test_sources import write
 from tests.study.small_study import BENCHMARK, make_study, sample_lines
+from tests.study.test_sources import write
 
 AXES = {"head": {"none": {}, "gru": {}}, "model.chunk": [4, 8, 16]}
 COMPARISONS = (

@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
     from anyvla.study.analysis.analyze import analyze
     from anyvla.study.page.cell_rows import list_cells
     from anyvla.study.page.clips import film_cells
-    from anyvla.study.page.sources import read_sources
     from anyvla.study.page.write import to_json, write_page
+    from anyvla.study.sources import read_sources
 
     sources = read_sources(options.file, options.store, options.overrides)
     analysis = analyze(sources.study, sources.lines)

@@ -134,8 +134,8 @@ def match(contrast: Contrast, scores: Scores) -> Matched:
         settings=np.array([settings[setting] for setting, _ in complete]),
         tasks=np.array([task for task, _ in scores.states]),
         state_seeds=np.array([seed for _, seed in scores.states]),
-        largest=contrast.largest * scores.largest,
-        largest_score=scores.largest,
+        largest=contrast.largest * scores.find_largest(used),
+        largest_score=scores.find_largest(used),
         scores=of_terms,
         cells=tuple(dict.fromkeys(scores.policies[number].cell for number in used)),
         left_out=tuple(

@@ -26,15 +26,16 @@ def pool(scores: Scores, numbers: Sequence[int]) -> Interval | None:
     settings = np.array([names.setdefault(frozenset(policy.labels.items()), len(names)) for policy in policies])
     weights = row_weights(settings)
     value = float(weights @ np.nanmean(values, 1))
-    episodes = int(np.isfinite(values).sum()) * (2 if scores.paired else 1)
+    paired, largest = any(policy.paired for policy in policies), scores.find_largest(numbers)
+    episodes = int(np.isfinite(values).sum()) * (2 if paired else 1)
     shared = np.isfinite(values).all(0)
     if shared.sum() < 2:
-        return Interval(value, 0.0, scores.largest, episodes)
+        return Interval(value, 0.0, largest, episodes)
     tasks = np.array([task for task, _ in scores.states])[shared]
     if several := len(set(seeds)) > 1 and len(seeds) > len(names):
-        mean = crossed_mean(values[:, shared], seeds, settings, tasks, scores.largest)
+        mean = crossed_mean(values[:, shared], seeds, settings, tasks, largest)
     else:
-        mean = fixed_mean(weights @ values[:, shared], tasks, scores.largest)
-    if scores.largest == 1 and (several or not scores.paired):
+        mean = fixed_mean(weights @ values[:, shared], tasks, largest)
+    if largest == 1 and (several or not paired):
         return rate_interval(value, episodes, mean)
     return Interval(value, max(0.0, min(value, mean.low)), max(value, mean.high), episodes)

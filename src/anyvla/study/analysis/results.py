@@ -12,7 +12,7 @@ from anyvla.study.analysis.assessing import assess
 from anyvla.study.analysis.contrasts import Contrast, Matched, list_contrasts, match, trend
 from anyvla.study.analysis.finding import Finding
 from anyvla.study.analysis.pooling import pool
-from anyvla.study.analysis.scores import Scores, plain_labels, protocol_faults, read_scores
+from anyvla.study.analysis.scores import Scores, plain_labels, protocol_faults, read_compared
 from anyvla.study.analysis.tables import mean_costs
 from anyvla.study.file import Comparison, StudyFile, matches
 from anyvla.study.store import CellLine
@@ -44,7 +44,7 @@ class Result:
     """The answer to one comparison."""
 
     comparison: Comparison
-    benchmark: str | None  # on which it is answered; None without results
+    benchmarks: tuple[str, ...]  # on which it is answered; empty without results
     findings: tuple[Finding, ...]
     points: tuple[Point, ...]  # of every label; of a curve in the order of its numbers
     costs: tuple[CostPoint, ...]  # of a comparison of kind cost
@@ -56,11 +56,10 @@ class Result:
 def answer_comparison(study: StudyFile, comparison: Comparison, lines: Sequence[CellLine]) -> Result:
     """Return the answer to a comparison as far as there are results."""
     lines = sorted(lines, key=lambda line: line.cell)  # rounding depends on the order
-    conditions = [comparison.condition, *filter(None, [comparison.other_condition])]
     try:
-        scores = read_scores(lines, comparison.benchmark, conditions, comparison.measure, comparison.tasks)
+        scores = read_compared(comparison, lines)
     except ConfigError as error:
-        return Result(comparison, None, (), (), (), "", (f"{comparison.name}: {error}",), ())
+        return Result(comparison, (), (), (), (), "", (f"{comparison.name}: {error}",), ())
     tested: list[tuple[Contrast, Matched]] = []
     contrasts = list_contrasts(study, comparison)
     missing = [] if contrasts else [f"{comparison.name}: its labels, where and exclude leave nothing to compare"]
@@ -75,15 +74,18 @@ def answer_comparison(study: StudyFile, comparison: Comparison, lines: Sequence[
         if absent := [" ".join(key) for key in planned.terms if key not in contrast.terms]:
             notes.append(f"{contrast.name}: without {', '.join(absent)}, of which there are no finished cells")
     findings = assess(tested, comparison.measure, study.stop.block if study.stop else 1)
-    used = [policy for policy in scores.policies if matches(policy.labels, comparison.where)]
-    points: list[Point] = []
-    if faults := protocol_faults(used):
-        notes.append(f"no mean over all cells, since their protocols differ: {'; '.join(faults)}")
-    else:
-        points = _list_points(study, comparison, scores)
+    points = []
+    for group in _list_groups(study, comparison):
+        numbers = [n for n, policy in enumerate(scores.policies) if matches(policy.labels, group)]
+        if faults := protocol_faults([scores.policies[number] for number in numbers]):
+            of = "".join(f" with {axis} {label}" for axis, label in group.items()) or ""
+            notes.append(f"no means over the cells{of}, since their protocols differ: {'; '.join(faults)}")
+        else:
+            points += _list_points(study, comparison, scores, group)
+    benchmarks = dict.fromkeys(str(policy.protocol["benchmark"]) for policy in scores.policies)
     return Result(
         comparison=comparison,
-        benchmark=str(used[0].protocol["benchmark"]) if used else None,
+        benchmarks=tuple(benchmarks),
         findings=tuple(findings),
         points=tuple(points),
         costs=tuple(_add_costs(comparison, points, findings, lines)) if comparison.kind == "cost" else (),
@@ -104,26 +106,27 @@ def _with_results(comparison: Comparison, contrast: Contrast, scores: Scores) ->
     return trend(comparison, labels, next(iter(contrast.group.values()), None))
 
 
-def _list_points(study: StudyFile, comparison: Comparison, scores: Scores) -> list[Point]:
-    """Return the scores of the labels of the axis, for each label of `by`, under the comparison's condition."""
+def _list_groups(study: StudyFile, comparison: Comparison) -> list[dict[str, str]]:
+    """Return each label of the axis `by`; without it, one group of all cells."""
+    return [{}] if comparison.by is None else [{comparison.by: label} for label in study.labels(comparison.by)]
+
+
+def _list_points(study: StudyFile, comparison: Comparison, scores: Scores, group: Mapping[str, str]) -> list[Point]:
+    """Return the scores of the labels of the axis in a group of cells, under the comparison's condition."""
     labels = list(study.labels(comparison.axis))
     if comparison.kind == "curve":
         labels.sort(key=float)
     points = []
-    for by in [None] if comparison.by is None else study.labels(comparison.by):
-        group = {} if comparison.by is None or by is None else {comparison.by: by}
-        for label in labels:
-            numbers = [
-                number
-                for number, policy in enumerate(scores.policies)
-                if policy.condition == comparison.condition
-                and matches(policy.labels, {**group, comparison.axis: label})
-                and matches(policy.labels, comparison.where)
-            ]
-            score = pool(scores, numbers)
-            if score is not None:
-                seeds = {scores.policies[number].seed for number in numbers}
-                points.append(Point(label, group, score, len(seeds), len(numbers)))
+    for label in labels:
+        numbers = [
+            number
+            for number, policy in enumerate(scores.policies)
+            if policy.condition == comparison.condition and matches(policy.labels, {**group, comparison.axis: label})
+        ]
+        score = pool(scores, numbers)
+        if score is not None:
+            seeds = {scores.policies[number].seed for number in numbers}
+            points.append(Point(label, group, score, len(seeds), len(numbers)))
     return points
 
 

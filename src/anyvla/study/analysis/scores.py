@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from anyvla.config import ConfigError
 from anyvla.evaluation.comparison import protocol_differences
 from anyvla.registry import suggest
-from anyvla.study.file import SEED
+from anyvla.study.file import SEED, Comparison, matches
 from anyvla.study.store import ERROR, CellLine, Played
 
 Measure = Literal["success", "length"]
@@ -31,6 +31,8 @@ class Policy:
     condition: str
     protocol: Mapping[str, Any]  # with the name of the benchmark
     stopped: bool  # its episodes ended early
+    largest: float = 1.0  # possible score: 1, or the tasks of a chain
+    paired: bool = False  # its start states are pairs of episodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +47,10 @@ class Scores:
     states: tuple[State, ...]  # ordered by seed, then task, as they are played
     values: Float[np.ndarray, "P C"]  # NaN: not played, or a simulator error
     errors: Bool[np.ndarray, "P C"]  # simulator errors
-    largest: float = 1.0  # possible score: 1, or the tasks of a chain
-    paired: bool = False  # states are pairs of episodes
+
+    def find_largest(self, numbers: Iterable[int]) -> float:
+        """Return the largest possible score of some of the policies."""
+        return max((self.policies[number].largest for number in numbers), default=1.0)
 
 
 def read_scores(
@@ -63,7 +67,6 @@ def read_scores(
     """
     policies: list[Policy] = []
     of_policies: list[dict[State, float]] = []
-    longest, paired = 1, False
     for line in lines:
         chosen = benchmark or first_benchmark(line)
         protocol = {"benchmark": chosen, **line.protocols.get(str(chosen), {})}
@@ -75,10 +78,12 @@ def read_scores(
             if tasks:
                 allowed = _find_tasks(tasks, protocol, [p.task for p in own])
                 own = [p for p in own if p.task in allowed]
-            policies.append(Policy(line.cell, plain_labels(line), line.seed, condition, protocol, line.stopped))
+            largest = float(max((p.length for p in own), default=1)) if measure == "length" else 1.0
+            labels = plain_labels(line)
+            policies.append(
+                Policy(line.cell, labels, line.seed, condition, protocol, line.stopped, largest, bool(names))
+            )
             of_policies.append(_merge_pairs({p.task: _read(p, measure) for p in own}, names))
-            longest = max([longest, *(p.length for p in own)])
-            paired |= bool(names)
     states = sorted({state for scored in of_policies for state in scored}, key=lambda state: (state[1], state[0]))
     values = np.full((len(policies), len(states)), np.nan)
     errors = np.zeros(values.shape, bool)
@@ -87,8 +92,14 @@ def read_scores(
         at = [index[state] for state in scored]
         values[row, at] = np.fromiter(scored.values(), float, len(scored))
         errors[row, at] = np.isnan(values[row, at])
-    largest = float(longest) if measure == "length" else 1.0
-    return Scores(tuple(policies), tuple(states), values, errors, largest, paired)
+    return Scores(tuple(policies), tuple(states), values, errors)
+
+
+def read_compared(comparison: Comparison, lines: Iterable[CellLine]) -> Scores:
+    """Return the scores of the finished cells that a comparison is about. Raises ConfigError as `read_scores` does."""
+    conditions = [comparison.condition, *filter(None, [comparison.other_condition])]
+    own = [line for line in lines if matches(plain_labels(line), comparison.where)]
+    return read_scores(own, comparison.benchmark, conditions, comparison.measure, comparison.tasks)
 
 
 def keep_task(scores: Scores, task: str) -> Scores:

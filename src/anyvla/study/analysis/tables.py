@@ -132,7 +132,7 @@ def _make_table(
                     for name, x in curve.get("groups", {}).items()
                     if (rate := pool(keep_task(scores, name), numbers)) is not None
                 },
-                length=pool(lengths, numbers) if lengths.largest > 1 else None,
+                length=pool(lengths, numbers) if lengths.find_largest(numbers) > 1 else None,
                 seeds=seeds,
                 costs=mean_costs(line for line in own.values() if line.state == "done"),
             )
@@ -164,7 +164,7 @@ def _score_seed(
         progress=line.state,
         error=line.error,
         rate=rate,
-        length=float(np.nanmean(lengths.values[at])) if lengths.largest > 1 and rate is not None else None,
+        length=float(np.nanmean(lengths.values[at])) if lengths.policies[at].largest > 1 and rate is not None else None,
         simulator_errors=int(scores.errors[at].sum()),
         stopped=line.stopped,
     )

@@ -11,7 +11,7 @@ import yaml
 
 from anyvla.evaluation.intervals import Interval
 from anyvla.study.analysis.tables import SeedScore, Table, group_lines
-from anyvla.study.page.sources import Sources
+from anyvla.study.sources import Sources
 from anyvla.study.store import CellLine
 
 STATES = {

@@ -29,7 +29,7 @@ from anyvla.study.page.clips import embed, find_videos
 from anyvla.study.page.drawing import draw_score, draw_tasks, format_cost
 from anyvla.study.page.figures import Figure, draw_figures, draw_table_curve, list_costs, name_cost
 from anyvla.study.page.scale import PERCENT, Scale
-from anyvla.study.page.sources import Sources
+from anyvla.study.sources import Sources
 from anyvla.study.store import CellLine
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -114,11 +114,11 @@ def _make_context(sources: Sources, analysis: Analysis) -> dict[str, Any]:
 
 def _make_block(study: StudyFile, result: Result, tables: Sequence[Table], lines: Sequence[CellLine]) -> Block:
     comparison = result.comparison
-    chances = {table.chance for table in tables if table.benchmark == result.benchmark}
+    chances = {table.chance for table in tables if table.benchmark in result.benchmarks}
     chance = next(iter(chances)) if len(chances) == 1 and comparison.measure == "success" else None
     scale = PERCENT
     if comparison.measure == "length":
-        scale = Scale(_longest(lines, result.benchmark), False)
+        scale = Scale(_longest(lines, result.benchmarks), False)
     ends = [abs(end) for finding in result.findings for end in (finding.low, finding.high, finding.value)]
     steps = [0.05, 0.1, 0.25, 0.5, 1.0, 2.0] if scale.percent else [0.5, 1.0, 2.0, 5.0, 10.0]
     reach = next((step for step in steps if step >= max(ends, default=0.0)), steps[-1])
@@ -134,9 +134,9 @@ def _draw_change(finding: Finding, reach: float) -> Markup:
     return draw_difference(interval, finding.name, reach, lambda value: format_signed(value, finding))
 
 
-def _longest(lines: Sequence[CellLine], benchmark: str | None) -> float:
-    """Return the number of tasks of the chains of a benchmark."""
-    lengths = [played.length for line in lines for played in line.episodes if played.benchmark == benchmark]
+def _longest(lines: Sequence[CellLine], benchmarks: Sequence[str]) -> float:
+    """Return the number of tasks of the longest chains of benchmarks."""
+    lengths = [played.length for line in lines for played in line.episodes if played.benchmark in benchmarks]
     return float(max(lengths, default=1))
 
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from anyvla.config import ConfigError, to_dict
-from anyvla.study.page.sources import read_sources
+from anyvla.study.sources import read_sources
 from anyvla.study.store import append_cell
 from tests.study.small_study import make_line, make_study
 

@@ -1,4 +1,4 @@
-"""Find and read what the page of a study is made from: its file, its store and, if there is one, its folder."""
+"""Find and read the file and the store of a study."""
 
 from __future__ import annotations
 
