@@ -183,13 +183,28 @@ def read_options(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
 
 
 def merge(data: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested data over other nested data. Lists, and parts of another name, are replaced as a whole."""
+    """Lay nested data over other nested data. Lists, and parts of another name, are replaced as a whole.
+
+    Numbers as keys name items of a list, as in `{sources: {"0": {scale: 0.1}}}`. Raises ConfigError for an item that a
+    list does not have.
+    """
     result = dict(data)
     for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, list) and isinstance(value, Mapping) and value and all(str(k).isdecimal() for k in value):
+            result[key] = _merge_items(old, value, key)
+            continue
         below = _as_keys(result.get(key))
         is_same = isinstance(value, Mapping) and value.get("name", below.get("name")) == below.get("name")
         result[key] = merge(below, value) if is_same else value
     return result
+
+
+def _merge_items(items: list[Any], over: Mapping[str, Any], key: str) -> list[Any]:
+    for number in over:
+        _place(items, str(number), f"{key}.{number}")
+    merged = merge({str(n): item for n, item in enumerate(items)}, {str(n): item for n, item in over.items()})
+    return list(merged.values())
 
 
 def override(data: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,12 @@ def test_the_number_of_weights_is_the_published_one(name: str, tmp_path: Path) -
     assert counted == pytest.approx(known_models()[name].parameters, rel=0.01)
 
 
+def test_every_shape_names_the_file_that_it_was_compared_with() -> None:
+    assert all(len(model.source) > 20 for model in known_models().values())
+    unchecked = {name.partition("/")[2] for name, model in known_models().items() if model.unchecked}
+    assert unchecked == {"SmolVLM2-2.2B-Instruct", "SmolVLM2-256M-Video-Instruct"}
+
+
 def test_every_preset_of_a_published_vlm_has_shapes() -> None:
     paths = {name: getattr(read(name).model.backbone.config, "path", None) for name in presets()}
     assert {path for path in paths.values() if path} <= known_models().keys()

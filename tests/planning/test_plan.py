@@ -227,3 +227,11 @@ def test_without_data_the_plan_says_what_is_needed(recipe_file: Path, tmp_path: 
     assert found.windows is None
     assert found.to_dict()["epoch"] is None
     assert any("there is no data set at" in note and "an ordinary arm" in note for note in found.notes)
+
+
+def test_without_data_the_views_that_training_will_use_are_planned(recipe_file: Path, tmp_path: Path) -> None:
+    """An ordinary arm has two cameras; Open X-Embodiment's presets use one."""
+    preset = ("--data", f"{{preset: bridge, root: {tmp_path}, sources: [], cache_gb: 0.1}}")
+    both, one = plan(recipe_file, *preset), plan(recipe_file, *preset, "--data.views", "[primary]")
+    assert one.tokens < both.tokens
+    assert one.flops < 0.7 * both.flops

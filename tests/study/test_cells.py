@@ -49,6 +49,20 @@ def test_nested_keys_of_set_are_laid_over_the_base_and_replace_nothing_else(tmp_
     assert first.recipe.training.optim.lr == cells(write_study(tmp_path))[0].recipe.training.optim.lr
 
 
+def test_an_item_of_a_list_is_a_value_of_an_axis(tmp_path: Path) -> None:
+    """The other sources, and the other keys of the item, stay as they are."""
+    data = {"data": {"sources": [{"path": "a", "weight": 2.0}, {"path": "b"}]}}
+    axes = {"where": {"here": {}, "there": data}, "data.sources.0.scale": [0.1, 1.0]}
+    found = cells(write_study(tmp_path, data, axes=axes, comparisons=[{"name": "a", "axis": "where"}], seeds=[0]))
+    for cell in found:
+        first, second = cell.recipe.data.sources
+        assert (first.path, first.weight, second.path, second.scale) == ("a", 2.0, "b", 1.0)
+        assert str(first.scale) == cell.labels["data.sources.0.scale"]
+    axes = {"data.sources.2.scale": [0.1, 1.0]}
+    with pytest.raises(ConfigError, match=r"'2' is no item of a list of 2"):
+        cells(write_study(tmp_path, data, axes=axes, comparisons=[{"name": "a", "axis": "data.sources.2.scale"}]))
+
+
 def test_a_cell_whose_recipe_is_refused_is_kept_with_the_reason(tmp_path: Path) -> None:
     axes = {"model.chunk": [2, 4, -1]}
     found = cells(write_study(tmp_path, axes=axes))

@@ -129,10 +129,17 @@ def _without_data(recipe: Recipe, reason: str) -> DataFacts:
     else:
         robot, origin = _find_robot(recipe)
         robots = (robot,)
+    robots = tuple(_select_views(robot, recipe.data.views) for robot in robots)
     note = f"{reason}: {origin}; for samples and steps of an epoch the data is needed"
     if recipe.model.view.size is None:
         note += f"; images are taken to be {size[0]}x{size[1]} (model.view.size sets them)"
     return DataFacts(robots, size, INSTRUCTION, None, None, None, (note,))
+
+
+def _select_views(robot: Embodiment, views: Sequence[str]) -> Embodiment:
+    """Return the robot with the views that training will use. Without the data, names of its own may be unknown."""
+    own = [view for view in views if view in robot.cameras]
+    return dataclasses.replace(robot, cameras=tuple(own or views)) if views else robot
 
 
 def _find_robot(recipe: Recipe) -> tuple[Embodiment, str]:

@@ -26,13 +26,18 @@ class KnownModel:
     parameters: float  # published
     image_size: int
     config: dict[str, Any]  # of config.json
+    source: str  # the copy of config.json that the shapes were compared with
+    unchecked: str  # shapes that no copy was found for; empty: none
 
 
 @functools.cache
 def known_models() -> dict[str, KnownModel]:
     """Return the shapes by hub id."""
     found = as_mapping(read_yaml(_FILE), str(_FILE))
-    return {name: KnownModel(float(of["parameters"]), of["image_size"], of["config"]) for name, of in found.items()}
+    return {
+        name: KnownModel(float(of["parameters"]), of["image_size"], of["config"], of["source"], of.get("unchecked", ""))
+        for name, of in found.items()
+    }
 
 
 @contextmanager
@@ -47,9 +52,11 @@ def planned_shapes(recipe: Recipe) -> Iterator[tuple[Recipe, tuple[str, ...]]]:
         write_shapes(known_models()[name], Path(folder))
         changed = dataclasses.replace(part, config=dataclasses.replace(part.config, path=folder, revision=None))
         model = dataclasses.replace(recipe.model, backbone=changed)
+        unchecked = known_models()[name].unchecked
+        caution = f" (not compared with its config.json: {unchecked})" if unchecked else ""
         note = (
-            f"{name} is not on this machine: its shapes come with anyvla, and instructions are planned with a token a "
-            "byte or less; training needs the model (a network, or model.backbone.path FOLDER)"
+            f"{name} is not on this machine: its shapes come with anyvla{caution}, and instructions are planned with a "
+            "token a byte or less; training needs the model (a network, or model.backbone.path FOLDER)"
         )
         yield dataclasses.replace(recipe, model=model), (note,)
 

@@ -124,9 +124,9 @@ def make_plan(
     """Plan the training of a recipe in its run folder, without weights and without reading data beyond the index.
 
     `gpu`: a size or a name to plan for (`parse_gpu`); None: the recipe's device here. `rate`: a run whose speed is
-    taken. `benchmark`: measure the speed here. `remedies`: the most changes to list where training does not fit.
-    `failed`: training ran out of memory, whatever the plan says, so that changes must take clearly less. Raises
-    ConfigError, and ValueError for a backbone that cannot be planned.
+    taken. `benchmark`: measure the speed here. `remedies`: the most changes to list where training does not fit, which
+    takes seconds for each. `failed`: training ran out of memory, whatever the plan says, so that changes must take
+    clearly less. Raises ConfigError, and ValueError for a backbone that cannot be planned.
     """
     training = recipe.training
     card, precision = _choose_device(recipe, gpu)
@@ -154,7 +154,7 @@ def make_plan(
         unplanned: tuple[str, ...] = ()
         if failed:
             budget = replace(budget, available=min(budget.available, LESS * use.total))
-        if failed or not fits:
+        if remedies and (failed or not fits):
             found, unplanned = find_remedies(recipe, profiled, budget, profile, remedies, precision=precision)
     return Plan(
         name=recipe.name,

@@ -79,7 +79,7 @@ def list_jobs(cell: Cell, benchmarks: Iterable[Benchmark] = ()) -> CellJobs:
             jobs[job.name] = job
             evaluations.append(job.name)
     needed = _needed(jobs, [policy, *evaluations])
-    trainings = tuple(name for name in trained.values() if name in needed)
+    trainings = tuple(name for name in dict.fromkeys(trained.values()) if name in needed)  # stages may be the same
     return CellJobs({name: job for name, job in jobs.items() if name in needed}, trainings, tuple(evaluations))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +13,7 @@ from typing import Any, get_args
 import psutil
 
 from anyvla.config import ConfigError
+from anyvla.planning.table import format_hours
 from anyvla.registry import suggest
 from anyvla.study.cells import Cell, expand
 from anyvla.study.early_stopping import EarlyStopping
@@ -21,6 +22,7 @@ from anyvla.study.folder import Done, StudyFolder
 from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
 from anyvla.study.schedule import find_failed
 from anyvla.study.store import CellLine, read_store
+from anyvla.study.trainings import TrainingPlan
 from anyvla.training.features import freezes_vision, why_not_kept
 
 
@@ -58,6 +60,7 @@ class Overview:
     measured: Mapping[Kind, int]  # jobs that an estimate is the mean of
     lines: Mapping[str, CellLine]  # of the store, by cell
     stopping: EarlyStopping | None = None
+    plans: Mapping[str, TrainingPlan] = field(default_factory=dict)  # of missing trainings, by job
 
     @cached_property
     def states(self) -> Mapping[str, int]:
@@ -82,13 +85,18 @@ class Overview:
 
     @property
     def minutes(self) -> float:
-        """The minutes of the missing jobs, one after another."""
-        return sum(self.estimates[job.kind].minutes for job in self.missing)
+        """The minutes of the missing jobs, one after another, without trainings of unknown length."""
+        return sum(self._minutes_of(job) for job in self.missing)
 
     @property
     def gigabytes(self) -> float:
         """The disk that the missing jobs need."""
-        return sum(self.estimates[job.kind].gigabytes for job in self.missing)
+        return sum(max(self.estimates[job.kind].gigabytes, self._plan_of(job).gigabytes) for job in self.missing)
+
+    @property
+    def unknown(self) -> int:
+        """The number of missing trainings of unknown length."""
+        return sum(plan.hours is None for plan in self.plans.values())
 
     @property
     def machine_gb(self) -> float:
@@ -107,13 +115,16 @@ class Overview:
                     "missing": sum(job.kind == kind for job in self.missing),
                     "minutes_each": round(self.estimates[kind].minutes, 2),
                     "measured": self.measured[kind],
+                    "basis": self._basis(kind),
                 }
                 for kind in _KINDS
             },
             "frozen_features": {
                 reason or "computed once, and shared": count for reason, count in self.features.items()
             },
+            "trainings": {name: asdict(plan) for name, plan in self.plans.items()},
             "hours": round(self.minutes / 60 / processes, 2),
+            "trainings_of_unknown_length": self.unknown,
             "processes": processes,
             "gigabytes": round(self.gigabytes, 2),
             "cells": [
@@ -130,20 +141,62 @@ class Overview:
         for kind in _KINDS:
             every = sum(job.kind == kind for job in self.jobs.values())
             if every:
-                left, of = sum(job.kind == kind for job in self.missing), self.estimates[kind]
-                basis = f"measured on {self.measured[kind]}" if self.measured[kind] else "a guess"
-                lines.append(f"  {kind}: {every - left} of {every} done; {of.minutes:.1f} minutes each ({basis})")
+                left = sum(job.kind == kind for job in self.missing)
+                lines.append(f"  {kind}: {every - left} of {every} done; {self._describe_time(kind)}")
         for reason, count in self.features.items():
             how = f"computed at each use: {reason}" if reason else "computed once, and shared"
             lines.append(f"  features of the frozen vision tower of {count} trainings: {how}")
         if self.missing:
             hours = self.minutes / 60 / processes
-            lines.append(f"  left: about {hours:.1f} hours in {processes} processes, and {self.gigabytes:.1f} GB")
+            more = f" and {self.unknown} trainings of unknown length" if self.unknown else ""
+            several = "processes" if processes > 1 else "process"
+            lines.append(
+                f"  left: about {hours:,.1f} hours{more} in {processes} {several}, and {self.gigabytes:,.1f} GB"
+            )
+        lines += self._describe_plans()
         for state in ("invalid", "failed"):
             of_state = [cell for cell in self.cells if self.state(cell) == state]
             reasons = Counter(self._reason(cell) for cell in of_state)
             lines += [f"  {state}, {count} cells: {reason}" for reason, count in reasons.most_common(5)]
         return "\n".join(lines)
+
+    def _plan_of(self, job: Job) -> TrainingPlan:
+        return self.plans.get(job.name, TrainingPlan())
+
+    def _minutes_of(self, job: Job) -> float:
+        if job.name in self.plans:
+            return 60 * (self.plans[job.name].hours or 0.0)
+        return self.estimates[job.kind].minutes
+
+    def _basis(self, kind: Kind) -> str:
+        """Return where the time of jobs of a kind comes from."""
+        if kind == "train" and self.plans:
+            return "planned"
+        return f"measured on {self.measured[kind]}" if self.measured[kind] else "a guess: small jobs"
+
+    def _describe_time(self, kind: Kind) -> str:
+        hours = [plan.hours for plan in self.plans.values() if plan.hours is not None] if kind == "train" else []
+        if hours:
+            least, most = format_hours(min(hours)), format_hours(max(hours))
+            each = f"{least} each" if least == most else f"{least} to {most} each"
+            return f"{format_hours(sum(hours))} together, {each} (planned)"
+        if self._basis(kind) == "planned":
+            return "of unknown length"
+        return f"{self.estimates[kind].minutes:.1f} minutes each ({self._basis(kind)})"
+
+    def _describe_plans(self) -> list[str]:
+        """Return where planned hours come from, and which trainings have none or do not fit."""
+        lines = [f"  speed {origin}" for origin in dict.fromkeys(plan.origin for plan in self.plans.values()) if origin]
+        large = [plan for plan in self.plans.values() if not plan.fits]
+        if large:
+            most = max(plan.memory_gb for plan in large)
+            lines.append(
+                f"  {len(large)} trainings take up to {most:,.0f} GB, more than the device has: anyvla plan lists "
+                "changes of a recipe with which it fits"
+            )
+        reasons = Counter(plan.reason for plan in self.plans.values() if plan.hours is None)
+        lines += [f"  of unknown length, {count} trainings: {reason}" for reason, count in reasons.most_common(5)]
+        return lines
 
     def _reason(self, cell: Cell) -> str:
         if cell.invalid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -34,6 +35,10 @@ def add_arguments(parser: KeyParser) -> None:
     parser.add_argument("file", type=Path, help="the study, a YAML file")
     parser.add_argument("--out", type=Path, help="the study's folder (default: outputs/studies/<name>)")
     parser.add_argument("--dry-run", action="store_true", help="only show cells, jobs, hours and disk")
+    parser.add_argument("--gpu", help="with --dry-run: plan the trainings for a GPU, as h100 (default: this machine's)")
+    parser.add_argument(
+        "--benchmark", action="store_true", help="with --dry-run: measure the speed of each kind of training here"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where jobs run (default: local)")
     parser.add_argument(
@@ -59,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     processes = options.processes or max(1, (os.cpu_count() or 1) // options.threads)
     overview = look(study, options.file, folder, retry=options.retry, only=options.only)
     if options.dry_run:
+        overview, processes = plan(overview, folder, options), options.processes or (1 if options.gpu else processes)
         show(overview, processes, as_json=options.json)
         return 0
     show(overview, processes)
@@ -77,12 +83,35 @@ def run(options: argparse.Namespace) -> int:
     return 1 if after.states.get("failed") else 0
 
 
+def plan(overview: Overview, folder: StudyFolder, options: argparse.Namespace) -> Overview:
+    """Return the overview with plans of the missing trainings, if their speed is known or none has been measured.
+
+    The time of finished trainings, else the planner's with `--gpu`, `--benchmark` or a GPU here, else a guess is taken.
+    """
+    import torch
+
+    from anyvla.planning.gpus import parse_gpu
+    from anyvla.study.trainings import plan_trainings
+
+    if options.gpu is not None:
+        parse_gpu(options.gpu)
+    asked = options.gpu is not None or options.benchmark
+    if not asked and (overview.measured["train"] or not torch.cuda.is_available()):
+        return overview
+    torch.set_num_threads(options.threads)
+    plans = plan_trainings(overview.missing, folder, options.gpu, benchmark=options.benchmark)
+    return dataclasses.replace(overview, plans=plans)
+
+
 def check_options(options: argparse.Namespace) -> None:
     """Raise ConfigError for numbers below 1, and for options that the executor does not read."""
     for name, least in (("processes", 1), ("threads", 1), ("gpus", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: at least {least} is needed")
+    for name in ("gpu", "benchmark"):
+        if getattr(options, name) and not options.dry_run:
+            raise ConfigError(f"--{name} plans the trainings: give --dry-run too")
     readers = {"address": ("ray",), "slurm": ("slurm",), "gpus": ("ray", "slurm")}
     for name, executors in readers.items():
         if getattr(options, name) and options.executor not in executors:
