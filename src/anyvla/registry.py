@@ -64,6 +64,7 @@ backbones = Registry(
     "backbones",
     {
         "auto": "anyvla.backbones.auto:AutoBackbone",
+        "film": "anyvla.backbones.film:FilmBackbone",
         "flamingo": "anyvla.backbones.flamingo.backbone:FlamingoBackbone",
         "moondream": "anyvla.backbones.remote_code.moondream:MoondreamBackbone",
         "nano": "anyvla.backbones.nano.backbone:NanoBackbone",

@@ -34,7 +34,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> AutoBackbone:
     return AutoBackbone(AutoBackbone.Config(path=str(folder), prompt="{bos} do {instruction} and {instruction}"))
 
 
-@pytest.mark.parametrize("name", ["nano", "flamingo"])
+@pytest.mark.parametrize("name", ["nano", "film", "flamingo"])
 def test_registered_backbones_read_plain_text(name: str, tmp_path: Path) -> None:
     """test_families.py checks the families of `auto`, remote_code/test_loading.py the backbones with remote code."""
     config = build(backbones[name].Config, REGISTERED[name](tmp_path))

@@ -44,6 +44,21 @@ def test_chains_keep_how_far_they_came() -> None:
     assert (played.outcomes, played.completed, played.length) == ("0 1", "4 5", 5)
 
 
+def test_under_another_instruction_the_instructed_goal_counts_too() -> None:
+    swapped = {"condition": "swapped", "instructed": "shut"}
+    results = [
+        dataclasses.replace(episode(0, False, reached="shut"), **swapped),
+        dataclasses.replace(episode(1, True, reached="open"), **swapped),
+        dataclasses.replace(episode(3, False, reached="other"), **swapped),
+        dataclasses.replace(episode(4, False), outcome="error", **swapped),
+    ]
+    [original, played] = pack_results([*results, episode(0, True, "shut", reached="shut")])
+    assert (played.outcomes, played.obeyed) == ("01 0-", "10 0-")
+    assert (original.outcomes, original.obeyed) == ("1", "")
+    [unjudged] = pack_results([dataclasses.replace(episode(0, False, length=5), **swapped)])
+    assert unjudged.obeyed == ""
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

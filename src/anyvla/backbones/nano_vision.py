@@ -37,7 +37,7 @@ class NanoVisionConfig(PreTrainedConfig):
         return FIRST_STRIDE * 2 ** len(self.channels)
 
 
-class _Norm(nn.LayerNorm):
+class ChannelNorm(nn.LayerNorm):
     """A layer norm over the channels of (N, C, H, W), without copies if the memory is channels-last."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,11 @@ class NanoVisionModel(PreTrainedModel):
         layers: list[nn.Module] = []
         inputs, kernel, stride = 3, 2 * FIRST_STRIDE, FIRST_STRIDE
         for outputs in (*config.channels, config.hidden_size):
-            layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2), _Norm(outputs), nn.GELU()]
+            layers += [
+                nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2),
+                ChannelNorm(outputs),
+                nn.GELU(),
+            ]
             inputs, kernel, stride = outputs, 3, 2
         self.stem = nn.Sequential(*layers)
         tokens = (config.image_size // config.stride) ** 2
@@ -72,7 +76,7 @@ class NanoVisionModel(PreTrainedModel):
             module.reset_parameters()
         elif module is self:
             side = self.config.image_size // self.config.stride
-            self.position.copy_(_sines(side, self.config.hidden_size))
+            self.position.copy_(grid_waves(side, self.config.hidden_size))
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         x = pixel_values.to(self.position.dtype).contiguous(memory_format=torch.channels_last)
@@ -80,7 +84,7 @@ class NanoVisionModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
 
-def _sines(side: int, width: int) -> Tensor:
+def grid_waves(side: int, width: int) -> Tensor:
     """Return sines and cosines of row and column, (side^2, width), about as large as the features."""
     waves = torch.arange(-(-width // 4)) / max(1, width // 4)
     angles = torch.arange(side)[:, None] * math.pi / side * 2 ** (4 * waves)  # half a wave to eight over the image

@@ -18,6 +18,7 @@ ORIGINAL = "original"  # the task's own instruction; also the scene as the bench
 # paraphrased: a phrasing that no demonstration used. swapped (contradicting): the instruction of another task of the
 # same scene. unrelated (shuffled): the instruction of a task of another scene. empty: an empty instruction.
 LANGUAGES = (ORIGINAL, "paraphrased", "swapped", "unrelated", "empty")
+OF_ANOTHER_TASK = ("swapped", "unrelated")  # the instructed task is not the one that the scene belongs to
 DELAYS = (0, 1, 2, 4, 8)  # of the set `latency`, in actions
 MOMENTS = (10, 30)  # of the set `correction`, in actions
 SETS = ("language", "generalization", "correction", "latency")

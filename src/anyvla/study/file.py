@@ -41,7 +41,9 @@ class Comparison:
     tasks: tuple[str, ...] = ()  # only these tasks or groups of the benchmark; empty: all
     condition: str = "original"
     other_condition: str | None = None  # of a gap
-    measure: Literal["success", "length"] = "success"  # length: tasks of a chain solved in a row
+    # success: the task's own goal is reached. obeyed: the instructed one is reached first, which differs from it under
+    # swapped. length: tasks of a chain solved in a row
+    measure: Literal["success", "obeyed", "length"] = "success"
     claim: str = ""  # what others found, with the source
 
     def __post_init__(self) -> None:

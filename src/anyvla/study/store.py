@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ class Played:
     outcomes: str  # of the start states first_seed, first_seed + 1, ...; a space: not played
     completed: str = ""  # of chains: tasks solved in a row, one digit for each episode
     length: int = 1  # tasks of a chain
+    obeyed: str = ""  # if another task was instructed: whether its goal was reached first, as `outcomes`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +104,19 @@ def pack_results(results: list[EpisodeResult]) -> tuple[Played, ...]:
                 condition=condition,
                 task=task,
                 first_seed=first,
-                outcomes="".join(map(_mark, played)),
+                outcomes=_join(played, lambda result: result.success),
                 completed="".join(" " if r is None else str(r.completed) for r in played) if length > 1 else "",
                 length=length,
+                obeyed=_join(played, lambda result: result.obeyed) if all(map(_judges_another, played)) else "",
             )
         )
     return tuple(packed)
 
 
-def _mark(result: EpisodeResult | None) -> str:
-    if result is None:
-        return " "
-    return ERROR if result.outcome == "error" else WON if result.success else LOST
+def _judges_another(result: EpisodeResult | None) -> bool:
+    return result is None or (result.instructed != result.task and result.judges_all)
+
+
+def _join(played: Iterable[EpisodeResult | None], won: Callable[[EpisodeResult], bool]) -> str:
+    """Return a character for each episode."""
+    return "".join(" " if r is None else ERROR if r.outcome == "error" else WON if won(r) else LOST for r in played)

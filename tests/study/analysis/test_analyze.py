@@ -270,6 +270,33 @@ def test_lengths_of_chains_are_compared_in_tasks():
     assert 0 <= none.length.low < none.length.value < none.length.high <= 5
 
 
+def with_other_instructions(lines, judged=True):
+    """Return the lines as if the same episodes had been won by obeying the instruction of another task."""
+    fails = str.maketrans("01", "10")
+
+    def swap(played):
+        obeyed = played.outcomes if judged else ""
+        return dataclasses.replace(
+            played, condition="swapped", outcomes=played.outcomes.translate(fails), obeyed=obeyed
+        )
+
+    return [dataclasses.replace(line, episodes=tuple(map(swap, line.episodes))) for line in lines]
+
+
+def test_under_another_instruction_obeying_is_not_success():
+    lines = with_other_instructions(sample_lines(make_study({"head": HEADS}), by_head, episodes=30))
+    of = {
+        measure: make_study({"head": HEADS}, Comparison(name="x", axis="head", condition="swapped", measure=measure))
+        for measure in ("success", "obeyed")
+    }
+    disobeyed, obeyed = (only(study, lines).findings[0] for study in of.values())
+    assert (disobeyed.verdict, obeyed.verdict) == ("lower", "higher")
+    assert disobeyed.value == pytest.approx(-obeyed.value)
+    result = only(of["obeyed"], with_other_instructions(lines, judged=False))
+    assert not result.findings
+    assert "does not judge the instructed goal under swapped" in result.missing[0]
+
+
 def test_stopped_cells_are_tested_sequentially():
     study = make_study({"head": HEADS}, stop=Stop(block=5))
     lines = [dataclasses.replace(line, stopped=True) for line in sample_lines(study, by_head, episodes=30)]

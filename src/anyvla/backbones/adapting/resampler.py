@@ -24,10 +24,7 @@ class PerceiverResampler(nn.Module):
         super().__init__()
         self.heads = options.heads
         self.latents = nn.Parameter(torch.randn(options.tokens, width))
-        self.layers = nn.ModuleList(
-            _Layer([_Attention(width, options.heads, options.head_width), feed_forward(width, options.mlp)])
-            for _ in range(options.depth)
-        )
+        self.layers = nn.ModuleList(ReadingLayer(width, options) for _ in range(options.depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, features: Float[Tensor, "N F D"]) -> Float[Tensor, "N K D"]:
@@ -37,8 +34,11 @@ class PerceiverResampler(nn.Module):
         return self.norm(latents)
 
 
-class _Layer(nn.ModuleList):
-    """Attention and a feed-forward, each added to the latents."""
+class ReadingLayer(nn.ModuleList):
+    """Attention of latents to features and to each other, and a feed-forward, each added to the latents."""
+
+    def __init__(self, width: int, options: Resampler) -> None:
+        super().__init__([_Attention(width, options.heads, options.head_width), feed_forward(width, options.mlp)])
 
     def forward(self, features: Float[Tensor, "N F D"], latents: Float[Tensor, "N K D"]) -> Float[Tensor, "N K D"]:
         attention, feed_forward = self.children()

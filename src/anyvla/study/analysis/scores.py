@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float
 
 from anyvla.config import ConfigError
 from anyvla.evaluation.comparison import protocol_differences
+from anyvla.evaluation.conditions import OF_ANOTHER_TASK, parse
 from anyvla.registry import suggest
 from anyvla.study.file import SEED, Comparison, matches
 from anyvla.study.store import ERROR, CellLine, Played
 
-Measure = Literal["success", "length"]
+Measure = Literal["success", "obeyed", "length"]
 State = tuple[str, int]  # a start state: task and seed
 _NOT_PLAYED = " "
 
@@ -165,8 +166,18 @@ def _merge_pairs(of_tasks: Mapping[str, Mapping[int, float]], names: Mapping[str
 
 
 def _read(played: Played, measure: Measure) -> dict[int, float]:
-    """Return the scores of the start states that were played, with NaN for simulator errors."""
+    """Return the scores of the start states that were played, with NaN for simulator errors.
+
+    Raises ConfigError if it is not recorded whether an instruction for another task was obeyed.
+    """
     marks = played.completed if measure == "length" and played.length > 1 else played.outcomes
+    if measure == "obeyed" and parse(played.condition).language in OF_ANOTHER_TASK:
+        if not played.obeyed:
+            raise ConfigError(
+                f"measure obeyed: {played.benchmark} does not judge the instructed goal under {played.condition}, or "
+                "an earlier anyvla wrote this store; compare success there"
+            )
+        marks = played.obeyed
     found = {}
     for seed, (outcome, mark) in enumerate(zip(played.outcomes, marks, strict=True), start=played.first_seed):
         if outcome == ERROR:
