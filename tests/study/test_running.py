@@ -28,7 +28,7 @@ def run(path: Path, root: Path, executor: InProcess | None = None, *, retry: boo
     """Run what is missing of a study. Return the kinds of the jobs that ran."""
     study, folder, executor = read_study(path), StudyFolder(root), executor or InProcess()
     overview = look(study, path, folder, retry=retry)
-    folder.claim(study)
+    folder.claim(study, path)
     finish(study, overview, folder, executor, retry=retry)
     return [name.partition("-")[0] for name in executor.ran]
 
@@ -175,11 +175,27 @@ def test_the_overview_counts_shared_jobs_once(made: Path, tmp_path: Path) -> Non
 
 
 def test_a_folder_belongs_to_one_study(made: Path, tmp_path: Path) -> None:
-    other = read_study(write_study(tmp_path, name="other"))
+    path = write_study(tmp_path, name="other")
     with pytest.raises(ValueError, match="is the folder of the study 'small', not of 'other'"):
-        StudyFolder(made / "out").claim(other)
+        StudyFolder(made / "out").claim(read_study(path), path)
     with pytest.raises(ValueError, match="is not empty and is no study's folder"):
-        StudyFolder(tmp_path).claim(other)
+        StudyFolder(tmp_path).claim(read_study(path), path)
+
+
+def test_a_folder_alone_can_be_moved_resumed_and_reported(made: Path, tmp_path: Path, capsys: Any) -> None:
+    """Without the study's file and its base recipe, which were beside the folder."""
+    root = tmp_path / "elsewhere" / "moved"
+    shutil.copytree(made / "out", root, symlinks=True)
+    assert main(["run", str(root), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["states"] == {"done": 2}
+    assert run(root / "study.yaml", root) == []
+    assert read_study(root / "study.yaml").base == "base.yaml"
+    assert main(["report", str(root)]) == 0
+    page = (root / "small.html").read_text()
+    assert f"anyvla study run {root}" in page
+    changed = root.parent / "changed.yaml"
+    changed.write_text((root / "study.yaml").read_text().replace('"base.yaml"', '"moved/base.yaml"'))
+    assert run(changed, root) == []
 
 
 def test_a_decided_comparison_needs_no_more_episodes(

@@ -36,7 +36,7 @@ def test_the_store_of_a_run_comes_before_the_committed_one(tmp_path, monkeypatch
     assert len(read_sources(file).lines) == 1
     assert len(read_sources(file, tmp_path / "small.jsonl").lines) == 2
     of_folder = read_sources(folder)
-    assert (len(of_folder.lines), of_folder.file) == (1, "small.yaml")
+    assert (len(of_folder.lines), of_folder.file) == (1, str(folder))
 
 
 def test_cells_that_the_file_does_not_plan_are_named_and_left_out(tmp_path):

@@ -68,12 +68,16 @@ def expand(study: StudyFile, source: Path) -> list[Cell]:
 
 def read_base(study: StudyFile, source: Path) -> dict[str, Any]:
     """Return the keys of the base recipe with those of `set` laid over them. Raises ConfigError."""
-    beside = source.parent / study.base
-    path = beside if beside.is_file() else find(study.base)
-    keys = read_options(path)
+    keys = read_options(find_base(study, source))
     for key, value in study.set.items():  # a single value may also be that of an item of a list: data.sources.0.weight
         keys = merge(keys, _nest({key: value})) if isinstance(value, Mapping) else override_keys(keys, [(key, value)])
     return keys
+
+
+def find_base(study: StudyFile, source: Path) -> Path:
+    """Return the file of the base recipe: one beside the study's file, or a bundled one. Raises ConfigError."""
+    beside = source.parent / study.base
+    return beside if beside.is_file() else find(study.base)
 
 
 def _combine(study: StudyFile) -> Iterator[dict[str, str]]:
@@ -121,7 +125,8 @@ def _make_cell(study: StudyFile, base: Mapping[str, Any], labels: Mapping[str, s
     try:
         return Cell(name, labels, seed, changes, _read(keys, name, seed))
     except ConfigError as error:
-        return Cell(name, labels, seed, changes, invalid=str(error))
+        reason = str(error).removeprefix(name).lstrip(":, ")  # the same for all cells that it concerns
+        return Cell(name, labels, seed, changes, invalid=reason)
 
 
 def _lay(changes: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:

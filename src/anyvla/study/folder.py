@@ -1,4 +1,4 @@
-"""The folder of a study: its file, its store, and a folder for each job under `made`.
+"""The folder of a study: its file with the base recipe, its store, and a folder for each job under `made`.
 
 A job that ended has `done.json` in its folder, or `failed.json` with the reason. Jobs of cells that share a part have
 one folder, and folders link to each other by relative paths, so that a study can be moved.
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyvla.config import ConfigError, to_dict
+from anyvla.config import ConfigError, read_options, to_dict
 from anyvla.evaluation.protocol import EvaluationConfig
 from anyvla.files import durable
 from anyvla.files.documents import DocumentError, read_object
 from anyvla.recipe import Recipe, build_recipe
+from anyvla.study.cells import find_base
 from anyvla.study.file import StudyFile
 from anyvla.study.jobs import Job
 
-STORE, FILE, _MADE = "store.jsonl", "study.yaml", "made"
+STORE, FILE, BASE, _MADE = "store.jsonl", "study.yaml", "base.yaml", "made"
 _DONE, _FAILED, _JOB, LOG = "done.json", "failed.json", "job.json", "log.txt"
 
 
@@ -54,8 +55,11 @@ class StudyFolder:
         self.root, self.store = root, root / STORE
         self.features = root / _MADE / "features"  # of frozen vision towers, which trainings share
 
-    def claim(self, study: StudyFile) -> None:
-        """Make the folder and write the study's file. Raises ConfigError if it belongs to another study."""
+    def claim(self, study: StudyFile, source: Path) -> None:
+        """Make the folder, and write the study's file (`source`) and its base recipe, so that the folder is enough.
+
+        Raises ConfigError if the folder belongs to another study.
+        """
         path = self.root / FILE
         if path.is_file():
             owner = read_object(path).get("name")
@@ -66,7 +70,10 @@ class StudyFolder:
         elif self.root.is_dir() and any(self.root.iterdir()):
             raise ConfigError(f"{self.root} is not empty and is no study's folder: give another --out")
         self.root.mkdir(parents=True, exist_ok=True)
-        durable.write(path, json.dumps(to_dict(study), indent=1, ensure_ascii=False))  # JSON is YAML too
+        base = read_options(find_base(study, source))
+        durable.write(self.root / BASE, json.dumps(base, indent=1, ensure_ascii=False))  # JSON is YAML too
+        document = to_dict(study) | {"base": BASE}
+        durable.write(path, json.dumps(document, indent=1, ensure_ascii=False))
 
     def of(self, name: str) -> Path:
         """Return the folder of a job."""

@@ -22,6 +22,7 @@ from anyvla.study.folder import Done, StudyFolder
 from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
 from anyvla.study.schedule import find_failed
 from anyvla.study.store import CellLine, read_store
+from anyvla.study.task_names import check_task_names
 from anyvla.study.trainings import TrainingPlan
 from anyvla.training.features import freezes_vision, why_not_kept
 
@@ -157,7 +158,10 @@ class Overview:
         for state in ("invalid", "failed"):
             of_state = [cell for cell in self.cells if self.state(cell) == state]
             reasons = Counter(self._reason(cell) for cell in of_state)
-            lines += [f"  {state}, {count} cells: {reason}" for reason, count in reasons.most_common(5)]
+            lines += [
+                f"  {state}, {count} {'cell' if count == 1 else 'cells'}: {reason}"
+                for reason, count in reasons.most_common(5)
+            ]
         return "\n".join(lines)
 
     def _plan_of(self, job: Job) -> TrainingPlan:
@@ -213,6 +217,7 @@ def look(
     `retry`: jobs that have failed are missing. `only`: names of cells; empty: all.
     """
     cells = expand(study, source)
+    check_task_names(study, cells, source)
     if unknown := sorted(set(only) - {cell.name for cell in cells}):
         known = suggest(unknown[0], [cell.name for cell in cells])
         raise ConfigError(f"--only: {source} has no cell {unknown[0]!r}: {known}")

@@ -20,7 +20,7 @@ class Sources:
     """A study with the lines of its store."""
 
     study: StudyFile
-    file: str  # the path of the study file for commands
+    file: str  # the path of the study's file or folder, for commands
     store: Path
     lines: tuple[CellLine, ...]  # of the cells that the file plans
     others: tuple[str, ...]  # cells of the store that the file does not plan
@@ -53,8 +53,7 @@ def read_sources(given: Path, store: Path | None = None, overrides: Sequence[str
             f"{store} has none of the cells of {file}; its first cell is {lines[0].cell}: give the store of this file"
         )
     others = tuple(line.cell for line in lines if line.cell not in own)
-    shown = f"{study.name}.yaml" if given.is_dir() else str(given)
-    return Sources(study, shown, store, tuple(own.values()), others)
+    return Sources(study, str(given), store, tuple(own.values()), others)
 
 
 def _find_store(study: StudyFile, given: Path) -> Path:

@@ -54,7 +54,7 @@ def run(tmp_path: Path, executor: Executor) -> Path:
     """Run a study of four cells."""
     path = write_study(tmp_path, seeds=[0, 1], axes={"model.chunk": [2, 4]})
     study, folder = read_study(path), StudyFolder(tmp_path / "out")
-    folder.claim(study)
+    folder.claim(study, path)
     finish(study, look(study, path, folder), folder, executor)
     return folder.root
 

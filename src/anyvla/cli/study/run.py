@@ -1,4 +1,4 @@
-"""`anyvla study run FILE`: train and evaluate the missing cells of a study. The same command resumes it."""
+"""`anyvla study run FOLDER_OR_FILE`: train and evaluate the missing cells of a study. The same command resumes it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ _QUEUED = 100  # jobs in SLURM's queue
 def add_arguments(parser: KeyParser) -> None:
     """Add the options of the command."""
     parser.epilog = "Any key of the study can be set: --seeds '[0]' --set.training.steps 100"
-    parser.add_argument("file", type=Path, help="the study, a YAML file")
+    parser.add_argument(
+        "file", metavar="FOLDER_OR_FILE", type=Path, help="the study: a YAML file, or the folder of one that was begun"
+    )
     parser.add_argument("--out", type=Path, help="the study's folder (default: outputs/studies/<name>)")
     parser.add_argument("--dry-run", action="store_true", help="only show cells, jobs, hours and disk")
     parser.add_argument("--gpu", help="with --dry-run: plan the trainings for a GPU, as h100 (default: this machine's)")
@@ -55,10 +57,12 @@ def add_arguments(parser: KeyParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run what is missing, and print an overview. The status is 1 if a cell failed."""
     from anyvla.study.file import read_study
-    from anyvla.study.folder import StudyFolder
+    from anyvla.study.folder import FILE, StudyFolder
     from anyvla.study.overview import look
 
     check_options(options)
+    if options.file.is_dir():  # all that is needed is there, also after it was moved
+        options.file, options.out = options.file / FILE, options.out or options.file
     study = read_study(options.file, options.overrides)
     folder = StudyFolder(options.out or Path("outputs") / "studies" / study.name)
     processes = options.processes or max(1, (os.cpu_count() or 1) // options.threads)
@@ -74,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             f"the study needs about {needed:.1f} GB more, and the disk of {folder.root} has {free:.1f} GB free: give "
             "an --out on another disk, or fewer cells"
         )
-    folder.claim(study)
+    folder.claim(study, options.file)
     with lock_folder(folder.root):
         executor = open_executor(options, folder, processes)
         finish(study, overview, folder, executor, options.threads, options.gpus, retry=options.retry)
