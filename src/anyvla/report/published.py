@@ -106,9 +106,13 @@ def describe_protocols(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]
     found: dict[str, dict[str, None]] = {}
     for protocol in protocols:
         for key, value in flatten(protocol):
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else format_value(value)
+            shown = ", ".join(map(_format_item, value)) if isinstance(value, list) else format_value(value)
             found.setdefault(key, {})[shown or "none"] = None
     return {key: "; ".join(values) for key, values in found.items()}
+
+
+def _format_item(item: Any) -> str:
+    return " and ".join(map(str, item)) if isinstance(item, list) else str(item)
 
 
 def format_value(value: Any) -> str:

@@ -70,7 +70,26 @@ def test_one_seed_gives_mcnemars_test_and_a_limit_to_these_policies():
     assert finding.test == "mcnemar"
     assert finding.p == mcnemar(1, 9)
     assert "these trained policies only" in finding.sentence
-    assert finding.seeds_for_planned is None
+    assert (finding.seeds_for_planned, finding.states_for_planned) == (None, None)
+
+
+def test_one_seed_that_cannot_tell_says_how_many_start_states_would():
+    """Of 40 start states 12 differ, by 4 in sum: a variance of 0.3 - 0.1^2 each, so (1.96 + 0.84)^2 0.29 / 0.1^2."""
+    study = make_study({"head": HEADS}, seeds=[0])
+    a, b = "0" * 8 + "1" * 4 + "01" * 14, "1" * 8 + "0" * 4 + "01" * 14
+    lines = [make_line({"head": head}, 0, {"push": marks}) for head, marks in (("none", a), ("gru", b))]
+    (finding,) = only(study, lines).findings
+    assert (finding.verdict, finding.test) == ("cannot tell", "mcnemar")
+    assert finding.states_for_planned == pytest.approx(7.849 * 0.29 / 0.01, rel=0.1)
+    assert finding.states_for_value == finding.states_for_planned  # 10 points were observed
+    assert f"About {finding.states_for_planned} start states would detect a difference of 10 points" in finding.sentence
+    assert "can be planned after a second one" in finding.sentence
+    assert "start states would detect 10 points between the trained policies" in analyze(study, lines).answer
+    long = [
+        dataclasses.replace(x, episodes=tuple(dataclasses.replace(p, outcomes=p.outcomes * 8) for p in x.episodes))
+        for x in lines
+    ]
+    assert only(study, long).findings[0].verdict == "higher"  # 320 start states
 
 
 def test_p_values_are_corrected_for_all_tests_of_a_comparison():
@@ -174,6 +193,26 @@ def test_a_gap_pairs_the_conditions_of_the_same_policy():
     assert none.verdict == "lower"
     assert none.group == {"head": "none"}
     assert (gru.value, gru.p) == (0, 1)
+
+
+def test_a_gap_is_taken_for_each_label_of_another_axis():
+    """With window 4, `swapped` loses; with window 1, nothing changes."""
+    gap = Comparison(name="x", axis="head", kind="gap", other_condition="swapped", by="window", against=("gru",))
+    study = make_study({"head": HEADS, "window": [1, 4]}, gap)
+
+    def add_swapped(line):
+        lose = line.labels["window"] == "4"
+        swapped = [dataclasses.replace(p, condition="swapped") for p in line.episodes]
+        swapped = [dataclasses.replace(p, outcomes="0" * len(p.outcomes)) if lose else p for p in swapped]
+        return dataclasses.replace(line, episodes=(*line.episodes, *swapped))
+
+    result = only(study, [add_swapped(line) for line in sample_lines(study, lambda labels: 0.7)])
+    found = {(f.group["head"], f.group["window"]): f for f in result.findings}
+    assert {key: f.verdict for key, f in found.items()} == {
+        (head, window): "lower" if window == "4" else "cannot tell" for head in HEADS for window in "14"
+    }
+    assert all(f.value == 0 for (_, window), f in found.items() if window == "1")
+    assert found["gru", "4"].name == "head gru, swapped against original, with window 4"
 
 
 def test_a_curve_has_points_in_order_and_a_test_of_its_trend():

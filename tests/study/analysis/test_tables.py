@@ -119,3 +119,23 @@ def test_a_table_says_why_its_rows_cannot_be_compared():
     (row, _) = make_tables(study, mixed)[0].rows
     assert row.rate is None  # seeds of different protocols are not pooled
     assert row.seeds[0].rate is not None
+
+
+def test_groups_of_other_benchmarks_have_no_row_before_they_are_played():
+    """`recall` is the base recipe's benchmark, which only the lines of the store tell."""
+    suites = {"recall": {}, "chains": {"benchmark": "metaworld/chains"}, "mt10": {"benchmark": BENCHMARK}}
+    study = make_study({"suite": suites, "head": {"none": {}, "gru": {}}}, Comparison(name="x", axis="head"))
+
+    def line(suite, head, benchmark):
+        found = make_line({"suite": suite, "head": head}, 0, {"push": "0110"})
+        return dataclasses.replace(
+            found,
+            episodes=tuple(dataclasses.replace(p, benchmark=benchmark) for p in found.episodes),
+            protocols={benchmark: {"horizon": 50}},
+        )
+
+    tables = make_tables(study, [line("recall", "none", "metaworld/recall"), line("mt10", "none", BENCHMARK)])
+    assert {table.benchmark: [(row.labels["suite"], row.labels["head"]) for row in table.rows] for table in tables} == {
+        "metaworld/recall": [("recall", "none"), ("recall", "gru")],
+        BENCHMARK: [("mt10", "none"), ("mt10", "gru")],
+    }

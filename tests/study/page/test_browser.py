@@ -88,6 +88,32 @@ def test_tables_can_be_chosen_and_ordered(browser, page):
     assert browser.evaluate(f"{ROWS}.map(row => row.textContent)") == before
 
 
+def test_all_tables_are_printed_and_no_filter(browser, page):
+    browser.open(page, 800)
+    visible = "[...document.querySelectorAll('{}')].filter(e => e.offsetParent).length"
+    tables = browser.evaluate("document.querySelectorAll('.table').length")
+    assert (browser.evaluate(visible.format(".table")), browser.evaluate(visible.format("fieldset"))) == (1, 4)
+    browser("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert browser.evaluate(visible.format(".table")) == tables > 1
+        assert browser.evaluate(visible.format("fieldset")) == 0
+    finally:
+        browser("Emulation.setEmulatedMedia", media="")
+
+
+def test_planned_tests_without_a_result_are_listed_on_demand(browser, tmp_path):
+    """A study that has just begun would else be a wall of text."""
+    lines = [make_line({"head": "none", "model.chunk": "4"}, 0, {"push": "0110"})]
+    sources = read_sources(write(tmp_path, lines, "store.jsonl"), tmp_path / "store.jsonl")
+    analysis = analyze(sources.study, sources.lines)
+    browser.open(write_page(sources, analysis, tmp_path / "page.html"), 1280)
+    shown = "[...document.querySelectorAll('details.missing li')].map(li => [li.textContent, li.offsetParent != null])"
+    found = browser.evaluate(shown)
+    assert [text for text, _ in found] == [reason for result in analysis.results for reason in result.missing]
+    several = [result for result in analysis.results if len(result.missing) > 1]
+    assert sum(not visible for _, visible in found) == sum(len(result.missing) for result in several)
+
+
 def test_a_legend_hides_its_line_and_a_point_picks_its_cells(browser, page):
     browser.open(page, 1280)
     section = "document.querySelector('#comparison-3')"

@@ -48,6 +48,13 @@ def _state_rest(findings: Sequence[Finding], shown: int, missing: int) -> str:
         if planned:
             of = "" if len(planned) == 1 == len(findings) else f" in {len(planned)} of these"
             parts.append(f"{max(planned)} training seeds would detect 10 points{of}")
+        states = [f.states_for_planned for f in findings if f.states_for_planned and f.measure == "success"]
+        if states:
+            of = "" if len(states) == 1 == len(findings) else f" in {len(states)} of these"
+            parts.append(
+                f"about {max(states):,} start states would detect 10 points between the trained policies{of}; a second "
+                "training of each would show how many trainings are needed"
+            )
     if missing:
         parts.append(_state_missing(missing))
     return "; ".join(parts) or "Every planned test has an answer"

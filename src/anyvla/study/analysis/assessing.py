@@ -9,7 +9,15 @@ import numpy as np
 
 from anyvla.evaluation.comparison import mcnemar
 from anyvla.study.analysis.contrasts import Contrast, Matched
-from anyvla.study.analysis.crossed import ALPHA, Mean, crossed_mean, find_seeds, fixed_mean, row_weights
+from anyvla.study.analysis.crossed import (
+    ALPHA,
+    Mean,
+    crossed_mean,
+    find_seeds,
+    find_states,
+    fixed_mean,
+    row_weights,
+)
 from anyvla.study.analysis.e_process import confidence_sequence, sequential_p
 from anyvla.study.analysis.finding import PLANNED, Finding, Term, Test, Verdict
 from anyvla.study.analysis.scores import Measure
@@ -110,13 +118,13 @@ def _conclude(
         measure=measure,
         per=contrast.per,
     )
-    if verdict == "cannot tell" and test == "crossed":
+    if verdict == "cannot tell" and test != "sequential":
         planned = PLANNED * matched.largest_score
         alpha = ALPHA / tests  # Holm's strictest level
-        finding = replace(
-            finding,
-            planned=planned,
-            seeds_for_planned=find_seeds(mean, planned, alpha),
-            seeds_for_value=find_seeds(mean, mean.value, alpha) if mean.value else None,
-        )
+        find = find_seeds if test == "crossed" else find_states
+        of_planned, of_value = find(mean, planned, alpha), find(mean, mean.value, alpha) if mean.value else None
+        if test == "crossed":
+            finding = replace(finding, planned=planned, seeds_for_planned=of_planned, seeds_for_value=of_value)
+        else:
+            finding = replace(finding, planned=planned, states_for_planned=of_planned, states_for_value=of_value)
     return replace(finding, sentence=state_finding(finding))

@@ -29,7 +29,7 @@ class Contrast:
     terms: Mapping[Key, float]
     axes: tuple[str, ...]  # whose labels make a key; none: the condition is the key
     where: Labels = field(default_factory=dict)
-    group: Mapping[str, str] = field(default_factory=dict)  # the label of the axis `by`, or of a gap
+    group: Mapping[str, str] = field(default_factory=dict)  # the label of the axis `by`; of a gap, of its axis too
     per: str = ""  # of a trend: " per label"
 
     @property
@@ -76,7 +76,7 @@ def list_contrasts(study: StudyFile, comparison: Comparison) -> list[Contrast]:
     chosen = [label for label in labels if not comparison.against or label in (base, *against)]
     found: list[Contrast] = []
     if comparison.kind == "gap":
-        found = [_gap(comparison, label) for label in chosen]
+        found = [_gap(comparison, label, by) for by in others for label in chosen]
     elif comparison.kind == "interaction":
         pairs = itertools.product(against, others[1:])
         found = [_interaction(comparison, (base, label), (str(others[0]), str(other))) for label, other in pairs]
@@ -182,11 +182,15 @@ def _interaction(comparison: Comparison, labels: tuple[str, str], by: tuple[str,
     return Contrast(name, terms, (comparison.axis, comparison.by), comparison.where)
 
 
-def _gap(comparison: Comparison, label: str) -> Contrast:
+def _gap(comparison: Comparison, label: str, by: str | None) -> Contrast:
     assert comparison.other_condition is not None
     group = {comparison.axis: label}
     terms: dict[Key, float] = {(comparison.condition,): -1.0, (comparison.other_condition,): 1.0}
     name = f"{_short(comparison.axis)} {label}, {comparison.other_condition} against {comparison.condition}"
+    if by is not None:
+        assert comparison.by is not None
+        group[comparison.by] = by
+        name += f", with {_short(comparison.by)} {by}"
     return Contrast(name, terms, (), {**comparison.where, **group}, group)
 
 

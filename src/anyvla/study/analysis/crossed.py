@@ -17,7 +17,7 @@ from anyvla.evaluation.intervals import CONFIDENCE, Interval, wilson
 
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8  # with which a planned number of seeds detects a difference
-MOST_SEEDS = 100  # that are worth planning
+MOST_SEEDS, MOST_STATES = 100, 10_000  # that are worth planning
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Mean:
     states: int  # start states
     components: Components | None = None  # None with one seed
     df: float = math.inf  # degrees of freedom
+    variance: float = 0.0  # of one start state, for trained policies that are given
 
 
 def fixed_mean(values: Float[np.ndarray, "C"], tasks: Shaped[np.ndarray, "C"], largest: float = 1.0) -> Mean:
@@ -64,7 +65,7 @@ def fixed_mean(values: Float[np.ndarray, "C"], tasks: Shaped[np.ndarray, "C"], l
     reach = float(t.isf(ALPHA / 2, max(df, 1))) * error
     low, high = max(-largest, shrunk - reach), min(largest, shrunk + reach)
     p = 2 * float(t.sf(abs(shrunk) / error, max(df, 1)))
-    return Mean(mean, min(mean, low), max(mean, high), min(1.0, p), 1, n, df=df)
+    return Mean(mean, min(mean, low), max(mean, high), min(1.0, p), 1, n, df=df, variance=(n + 2) * error**2)
 
 
 def crossed_mean(
@@ -174,6 +175,18 @@ def find_seeds(mean: Mean, difference: float, alpha: float = ALPHA) -> int | Non
         else:
             low = middle + 1
     return low
+
+
+def find_states(mean: Mean, difference: float, alpha: float = ALPHA) -> int | None:
+    """Return how many start states detect a difference between trained policies that are given, with 80 % power.
+
+    By the normal approximation, with the variance of the start states so far. None: more than MOST_STATES.
+    """
+    from scipy.stats import norm
+
+    reach = float(norm.isf(alpha / 2) + norm.isf(1 - POWER))
+    needed = math.ceil(mean.variance * (reach / difference) ** 2)
+    return max(needed, 2) if needed <= MOST_STATES else None
 
 
 def _power(mean: Mean, difference: float, seeds: int, alpha: float) -> float:

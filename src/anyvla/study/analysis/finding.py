@@ -29,7 +29,7 @@ class Finding:
     """A contrast with its test and its verdict."""
 
     name: str  # of the contrast: "head gru against none, with window 8"
-    group: Mapping[str, str]  # the label of the axis `by`, or of a gap
+    group: Mapping[str, str]  # the label of the axis `by`; of a gap, of its axis too
     value: float  # the difference of means, or of differences; of a trend, the change per label
     low: float  # 95 % interval of this contrast alone
     high: float
@@ -46,6 +46,9 @@ class Finding:
     verdict: Verdict
     seeds_for_value: int | None = None  # training seeds that detect this difference; None: not planned, or never
     seeds_for_planned: int | None = None  # training seeds that detect a difference of PLANNED
+    # With one training of each, start states that detect the differences between these policies; None: as above.
+    states_for_value: int | None = None
+    states_for_planned: int | None = None
     planned: float | None = None  # PLANNED in units of the score; None: nothing was planned
     measure: Measure = "success"
     per: str = ""  # ends the unit: " per label" of a trend

@@ -71,7 +71,7 @@ class Table:
 def make_tables(study: StudyFile, lines: Sequence[CellLine]) -> list[Table]:
     """Return a table for each benchmark and condition that a finished cell played.
 
-    A table has all groups of the study, those without results as well, except groups that played other benchmarks only.
+    A table has all groups of the study, those without results as well, except groups that play other benchmarks only.
     """
     played = dict.fromkeys((p.benchmark, p.condition) for line in lines if line.state == "done" for p in line.episodes)
     order = list(dict.fromkeys(benchmark for benchmark, _ in played))
@@ -116,7 +116,7 @@ def _make_table(
     rows = []
     for labels, own in groups:
         played = {play.benchmark for line in own.values() for play in line.episodes}
-        if played and benchmark not in played:
+        if benchmark not in (played or _plan_benchmarks(study, labels, groups) or {benchmark}):
             continue
         seeds = tuple(_score_seed(seed, own.get(seed), number, scores, lengths) for seed in study.seeds)
         numbers = [number[line.cell] for line in own.values() if line.cell in number]
@@ -139,6 +139,36 @@ def _make_table(
         )
     chance, faults = scores.policies[0].protocol.get("chance"), protocol_faults(scores.policies)
     return Table(benchmark, condition, chance, curve.get("axis"), tuple(rows), tuple(faults))
+
+
+def _plan_benchmarks(study: StudyFile, labels: Mapping[str, str], groups: Groups) -> set[str]:
+    """Return the benchmarks that a group without results will play; empty if they are not known.
+
+    They are those of the study file, or of groups that are played on the benchmark of the base recipe too, which is not
+    read.
+    """
+    own = _name_benchmark(study, labels)
+    if own is not None:
+        return {own, *(further.benchmark for further in study.benchmarks)}
+    alike = (lines.values() for other, lines in groups if _name_benchmark(study, other) is None)
+    return {play.benchmark for lines in alike for line in lines for play in line.episodes}
+
+
+def _name_benchmark(study: StudyFile, labels: Mapping[str, str]) -> str | None:
+    """Return the benchmark that the last axis with such a key names for these labels."""
+    named = None
+    for axis, label in labels.items():
+        values = study.axes[axis]
+        keys = (
+            next((value for key, value in values.items() if str(key) == label), None)
+            if isinstance(values, dict)
+            else None
+        )
+        if axis == "benchmark":
+            named = str(keys or label)
+        elif isinstance(keys, Mapping) and "benchmark" in keys:
+            named = str(keys["benchmark"])
+    return named or study.set.get("benchmark")
 
 
 def _task_rates(scores: Scores, numbers: Sequence[int]) -> dict[str, float]:

@@ -19,9 +19,9 @@ def state_finding(finding: Finding) -> str:
 
 def state_limits(finding: Finding) -> str:
     """Return the sentence that limits a finding, or says what would tell; empty for a claim without a limit."""
-    if finding.test != "crossed":
-        return state_scope(finding)
-    return state_plan(finding) if finding.verdict == "cannot tell" else ""
+    if finding.verdict == "cannot tell" and finding.test != "sequential":
+        return state_plan(finding) if finding.test == "crossed" else _plan_states(finding)
+    return "" if finding.test == "crossed" else state_scope(finding)
 
 
 def state_claim(finding: Finding) -> str:
@@ -75,6 +75,23 @@ def state_plan(finding: Finding) -> str:
         return f"{first}."
     more = max(finding.seeds_for_value - finding.seeds, 1)
     return f"{first}; {more} more would detect the observed one."
+
+
+def _plan_states(finding: Finding) -> str:
+    """Return the sentences that say how many start states would tell, where trainings cannot be planned yet."""
+    assert finding.planned is not None
+    ten = f"a difference of {format_amount(finding.planned, finding)} between these trained policies"
+    if finding.states_for_planned is None:
+        first = f"More start states than are worth playing would be needed to detect {ten}"
+    elif finding.states_for_planned <= finding.states:
+        first = f"{finding.states} start states are enough to detect {ten} with 80 % power"
+    else:
+        first = f"About {finding.states_for_planned:,} start states would detect {ten} with 80 % power"
+    if finding.states_for_value is not None and finding.states_for_value > finding.states:
+        first += f", about {finding.states_for_value:,} the observed one"
+    return (
+        f"{first}. With one training of each, how many more would tell about others can be planned after a second one."
+    )
 
 
 def format_amount(value: float, finding: Finding) -> str:

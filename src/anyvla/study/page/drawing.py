@@ -111,8 +111,8 @@ def draw_series(
     if len(labels) == 1:
         place = {labels[0]: 0.5}
     parts = start_curve(f"{scale.title} over {axis}", axis, [(_y(t, scale), scale.format(t)) for t in scale.ticks])
-    if chance is not None:
-        parts.append(_draw_chance(chance, scale))
+    line, name = ("", "") if chance is None else _draw_chance(chance, scale)
+    parts.append(line)
     parts += _draw_labels({label: _x(share) for label, share in place.items()})
     many = len(series) > COLORS
     for number, of in enumerate(series):
@@ -125,7 +125,7 @@ def draw_series(
             parts.append(f'<polyline class="stroke" points="{path}"/>')
         parts += [_draw_dot(x, y, of.name, dot, scale, whiskers=not many) for x, y, dot in placed]
         parts.append("</g>")
-    return Markup("".join(parts) + "</svg>")
+    return Markup("".join(parts) + name + "</svg>")
 
 
 def draw_front(dots: Sequence[CostDot], cost: str, scale: Scale) -> Markup:
@@ -205,10 +205,11 @@ def _draw_dot(x: float, y: float, series: str, dot: Dot, scale: Scale, whiskers:
     )
 
 
-def _draw_chance(chance: float, scale: Scale) -> str:
+def _draw_chance(chance: float, scale: Scale) -> tuple[str, str]:
+    """Return the line at the level of chance, and its name, which is drawn above the dots."""
     y = _y(chance, scale)
     text = f'<text class="key" x="{WIDTH - RIGHT - 4}" y="{y + 14:.1f}" text-anchor="end">chance</text>'
-    return f'<line class="chance" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>{text}'
+    return f'<line class="chance" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>', text
 
 
 def _name_dots(placed: Mapping[tuple[int, str], tuple[float, float]]) -> list[str]:

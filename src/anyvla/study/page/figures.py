@@ -65,9 +65,10 @@ def draw_table_curve(table: Table) -> Figure | None:
     rows = [row for row in table.rows if row.curve]
     if table.curve_axis is None or not rows:
         return None
+    differ = [axis for axis in rows[0].labels if len({row.labels[axis] for row in rows}) > 1]
     series = [
         Series(
-            ", ".join(row.labels.values()),
+            ", ".join(row.labels[axis] for axis in differ),
             [Dot(f"{number:g}", rate, dict(row.labels)) for number, rate in sorted(row.curve.items())],
         )
         for row in rows
@@ -111,10 +112,11 @@ def _gap_series(result: Result) -> list[Series]:
     groups: dict[str, list[Dot]] = {}
     for finding in result.findings:
         label = finding.group[result.comparison.axis]
+        by = _name_group({axis: of for axis, of in finding.group.items() if axis != result.comparison.axis})
         for term in sorted(finding.terms, key=lambda term: term.weight):
             score = Interval(term.mean, term.mean, term.mean, finding.states)
             dot = Dot(label, score, dict(finding.group), has_interval=False)
-            groups.setdefault(term.labels["condition"], []).append(dot)
+            groups.setdefault(", ".join(filter(None, [term.labels["condition"], by])), []).append(dot)
     return [Series(name, dots) for name, dots in groups.items()]
 
 
