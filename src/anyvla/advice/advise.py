@@ -191,7 +191,8 @@ class _Attempt:
                 f"{1000 * rule.longest / rule.margin / hz:.2g} ms would (--call-ms after anyvla bench latency), "
                 f"or a lower --hz whose actions the robot's controller interpolates"
             )
-        return rate
+        most = self.request.situation.most_executed
+        return rate if most is None else replace(rate, execute=min(rate.execute, most))
 
     def _find_call(self) -> Call:
         if self.request.call_ms is not None:

@@ -33,13 +33,15 @@ class Situation:
     hz: float
     document: Mapping[str, Any]  # the keys of the recipe that name data, benchmark and evaluation
     notes: tuple[str, ...] = ()
+    # Of a suite whose present picture does not tell what to do: the most actions that it allows of a chunk.
+    most_executed: int | None = None
 
     def facts(self, *, gpu: bool, needs_memory: bool, disagreeing: bool) -> dict[str, Fact]:
         """Return the facts that the conditions of rules ask for."""
         cameras = self.embodiment.cameras
         return {
             "gpu": gpu,
-            "needs_memory": needs_memory,
+            "needs_memory": needs_memory or self.most_executed is not None,
             "disagreeing": disagreeing,
             "demonstrations": self.demonstrations,
             "demonstrations_of_a_task": self.demonstrations / self.tasks,
@@ -114,11 +116,22 @@ def _of_suite(name: str, document: dict[str, Any], demonstrations: int | None, h
     collect = build(CollectConfig, document["collect"], where="collect")
     tasks = len(collect.select_tasks(opened.suite))
     count = collect.demonstrations * tasks
-    note = (
-        f"{collect.demonstrations} demonstrations of each of {tasks} tasks will be collected; {_ACTIONS} actions each "
-        "are assumed"
+    number = f"{collect.demonstrations} demonstration{'' if collect.demonstrations == 1 else 's'}"
+    note = f"{number} of each of {tasks} tasks will be collected; {_ACTIONS} actions each are assumed"
+    notes = [note]
+    if opened.suite.most_executed is not None:
+        notes.append(f"{name} has tasks that the present picture does not tell: the policy needs a history")
+    opened.benchmark.close()
+    return Situation(
+        opened.embodiment,
+        count,
+        tasks,
+        count * _ACTIONS,
+        fixed,
+        document,
+        tuple(notes),
+        opened.suite.most_executed,
     )
-    return Situation(opened.embodiment, count, tasks, count * _ACTIONS, fixed, document, (note,))
 
 
 def _check(demonstrations: int | None, hz: float | None) -> None:

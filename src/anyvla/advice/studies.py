@@ -61,8 +61,11 @@ def _read(path: Path) -> list[Shown]:
             )
             sentence = f"study {study.name} {where}: {finding.sentence}".replace("  ", " ")
             found.append(Shown(study.name, result.comparison.axis, better, worse, finding.test == "crossed", sentence))
-        missing = [f"study {study.name}: cannot tell, {reason}" for reason in result.missing]
-        found += [Shown(study.name, result.comparison.axis, "", "", False, sentence) for sentence in missing]
+        if result.missing:
+            number = len(result.missing)
+            tests = "a planned test has" if number == 1 else f"{number} planned tests have"
+            sentence = f"study {study.name}: cannot tell yet: {tests} no result, as {result.missing[0]}"
+            found.append(Shown(study.name, result.comparison.axis, "", "", False, sentence))
     return found
 
 

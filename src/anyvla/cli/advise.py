@@ -81,7 +81,9 @@ def main(argv: list[str]) -> int:
     else:
         on = f" --gpu {options.gpu}" if options.gpu else ""
         file = shlex.quote(str(options.out))
-        console.print(f"Written to {options.out}. Next: anyvla plan {file}{on}; anyvla train {file}", soft_wrap=True)
+        collect = f"anyvla data collect {file}; " if "collect" in found.recipe else ""
+        following = f"anyvla plan {file}{on}; {collect}anyvla train {file}"
+        console.print(f"Written to {options.out}. Next: {following}", soft_wrap=True)
     return 0
 
 
