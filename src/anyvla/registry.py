@@ -64,11 +64,13 @@ backbones = Registry(
     "backbones",
     {
         "auto": "anyvla.backbones.auto:AutoBackbone",
+        "efficientnet_smollm2": "anyvla.backbones.efficientnet_smollm2:EfficientNetSmolLM2",
         "film": "anyvla.backbones.film:FilmBackbone",
         "flamingo": "anyvla.backbones.flamingo.backbone:FlamingoBackbone",
         "moondream": "anyvla.backbones.remote_code.moondream:MoondreamBackbone",
         "nano": "anyvla.backbones.nano.backbone:NanoBackbone",
         "qwen_vl": "anyvla.backbones.remote_code.qwen_vl:QwenVLBackbone",
+        "tiny": "anyvla.backbones.tiny:TinyBackbone",
         "uform": "anyvla.backbones.remote_code.uform:UFormBackbone",
     },
 )

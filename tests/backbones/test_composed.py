@@ -129,6 +129,25 @@ def test_parts_that_are_not_pretrained_are_initialized_anew(kept, same):
         assert all((w == 0.25).all() for w in weights) == (part == same)
 
 
+@pytest.mark.parametrize("kept", ["full", "language_only", "vision_only", "none"])
+def test_batch_norms_of_an_untrained_tower_get_statistics_and_others_keep_theirs(kept):
+    class Trained(Plain):
+        def load_vision(self, config, pretrained):
+            tower = super().load_vision(config, pretrained)
+            nn.init.constant_(tower[1].running_mean, 7)
+            nn.init.constant_(tower[1].running_var, 9)
+            return tower
+
+    one, two = (Trained(build(Options, {"pretrained": kept, "seed": 1})).tower[1] for _ in range(2))
+    if kept in ("full", "vision_only"):
+        assert (one.running_mean == 7).all()
+        assert (one.running_var == 9).all()
+        return
+    assert one.running_mean.abs().max() < 1
+    assert 0 < one.running_var.max() < 1  # not those of an untrained norm, which are 0 and 1
+    assert torch.equal(one.running_mean, two.running_mean)
+
+
 def test_equal_widths_need_no_projector_and_others_get_two_layers():
     assert isinstance(Library(Options()).projection, nn.Identity)
     projection = Plain(Options()).projection

@@ -93,7 +93,7 @@ class AutoBackbone(TokenBackbone):
         self.preprocessor, self.tokenizer = loaded.preprocessor, loaded.tokenizer
         self.second_tokenizer = loaded.second_tokenizer
         self.resampler: PerceiverResampler | None = None
-        self.quirk = _find_quirk_of(self.model.config)
+        self.quirk = find_quirk_of(self.model.config)
         if assets is None:
             reinitialize(self, config.pretrained, config.seed)
         self._read_configuration()
@@ -152,7 +152,7 @@ class AutoBackbone(TokenBackbone):
             return declared
         source, revision = (config.path, config.revision) if assets is None else (str(assets), None)
         model_config = read_config(source, revision)
-        return capabilities_without(_find_quirk_of(model_config).lacks)
+        return capabilities_without(find_quirk_of(model_config).lacks)
 
     def load(self, config: Any, assets: Path | None) -> LoadedModel:
         """Read configuration, tokenizer, preprocessing and, without `assets`, weights."""
@@ -161,7 +161,7 @@ class AutoBackbone(TokenBackbone):
         dtype = getattr(torch, config.dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            inside = _find_quirk_of(model_config).second_tokenizer
+            inside = find_quirk_of(model_config).second_tokenizer
             second = None if inside is None else read_second_tokenizer(source, revision, inside)
             if assets is None:
                 truncate_config(model_config, config.layers)
@@ -365,7 +365,8 @@ def _find_method(model: Any, name: str) -> Any:
     return getattr(trunk, name, None) or getattr(model, name, None)
 
 
-def _find_quirk_of(model_config: Any) -> Quirk:
+def find_quirk_of(model_config: Any) -> Quirk:
+    """Return the row of the table for a model's configuration."""
     model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(model_config)]
     return find_quirk(model_config, inspect.signature(model.forward).parameters)
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from anyvla.backbones.adapting.architecture_only import builds_architecture_only
+from anyvla.backbones.adapting.batch_norms import measure_batch_norms
 from anyvla.backbones.adapting.options import Options
-from anyvla.backbones.adapting.pretrained import reinitialize, truncate_config
+from anyvla.backbones.adapting.pretrained import KEPT, reinitialize, truncate_config
 from anyvla.backbones.adapting.resampler import build_resampler
 from anyvla.backbones.base import CAPABILITIES, Cache, ModelPart, capabilities_without
 from anyvla.backbones.hooks import overwrite_embeddings
@@ -107,6 +109,7 @@ class ComposedBackbone(TokenBackbone):
             tokens = self.projection.eval()(blank).shape[1]
         if assets is None:
             reinitialize(self, config.pretrained, config.seed)
+            self._measure_batch_norms(config)
         self.to(getattr(torch, config.dtype))
         self._names = frozenset(inspect.signature(self.model.forward).parameters)
         if "position_ids" not in self._names:  # such a model counts keys, padding included
@@ -123,6 +126,13 @@ class ComposedBackbone(TokenBackbone):
             context=self.context,
             literal_ids=parts.literal_ids,
         )
+
+    def _measure_batch_norms(self, config: Any) -> None:
+        if "vision" in KEPT[config.pretrained] or builds_architecture_only():
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            measure_batch_norms(self.tower, self.extract_features, self.image_size)
 
     def load_components(self, config: Any, assets: Path | None) -> Components:
         """Return both models and the tokenizer: loaded or, with `assets`, built without weights."""

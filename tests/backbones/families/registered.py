@@ -18,6 +18,10 @@ def film(_folder: Path) -> dict[str, Any]:
     return {"width": 32, "heads": 2, "image_size": 32, "channels": [16, 16]}
 
 
+def tiny(_folder: Path) -> dict[str, Any]:
+    return {"family": "smolvlm", "width": 32, "heads": 2, "image_size": 32}
+
+
 def flamingo(folder: Path) -> dict[str, Any]:
     return {**write_flamingo(folder), "prompt": "do {instruction}"}
 
@@ -27,5 +31,10 @@ def remote(name: str) -> Callable[[Path], dict[str, Any]]:
 
 
 # name -> a function that writes the files of a backbone into a folder and returns its options.
-REGISTERED: dict[str, Callable[[Path], dict[str, Any]]] = {"nano": nano, "film": film, "flamingo": flamingo}
+REGISTERED: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "nano": nano,
+    "film": film,
+    "tiny": tiny,
+    "flamingo": flamingo,
+}
 REGISTERED |= {name: remote(name) for name in MODELS}
