@@ -33,6 +33,7 @@ def names(folder: Path, recipe: dict[str, Any] | None = None, seed: int = 0) -> 
         ("training", {"steps": 3}, {"train", "evaluate"}),
         ("training", {"batch_size": 2}, {"train", "evaluate"}),
         ("training", {"log_every": 1}, set()),
+        ("training", {"features_gb": 0}, set()),
         ("training", {"checkpoint_every": 7}, set()),
         ("evaluation", {"horizon": 5}, {"evaluate"}),
         ("evaluation", {"execute": 1}, {"evaluate"}),

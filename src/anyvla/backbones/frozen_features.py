@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 Compute = Callable[[UInt8[Tensor, "M V H W 3"]], Float[Tensor, "N F E"]]
 _PROBE = (64, 80)  # pixels
-# Images computed together, always as many, so that an image has the same bits whatever the others are. Small images
-# of a CPU take less time one by one.
+# Images computed together, always as many, so that an image has the same bits whatever the others are. On a CPU, images
+# take less time one by one.
 _AT_ONCE = {"cpu": 1}
 _AT_ONCE_ELSEWHERE = 16
 

@@ -54,6 +54,7 @@ class StudyFolder:
     def __init__(self, root: Path) -> None:
         self.root, self.store = root, root / STORE
         self.features = root / _MADE / "features"  # of frozen vision towers, which trainings share
+        self._done: dict[str, tuple[tuple[int, int], Done]] = {}  # by job: the version of its file, and its contents
 
     def claim(self, study: StudyFile, source: Path) -> None:
         """Make the folder, and write the study's file (`source`) and its base recipe, so that the folder is enough.
@@ -111,17 +112,25 @@ class StudyFolder:
 
     def done(self, job: Job) -> Done | None:
         """Return what a job has used; None if it is not done, also if more episodes are asked for now."""
-        with contextlib.suppress(DocumentError):
-            done = Done(**read_object(self.of(job.name) / _DONE))
-            if job.kind != "evaluate" or _covers(done, job.recipe.evaluation):
-                return done
-        return None
+        done = self._read_done(job.name)
+        return done if done is None or job.kind != "evaluate" or _covers(done, job.recipe.evaluation) else None
 
     def episodes_of(self, name: str) -> int:
         """Return the episodes per task that an evaluation has played; 0 if it has not ended."""
-        with contextlib.suppress(DocumentError):
-            return Done(**read_object(self.of(name) / _DONE)).episodes
-        return 0
+        done = self._read_done(name)
+        return 0 if done is None else done.episodes
+
+    def _read_done(self, name: str) -> Done | None:
+        """Return what `done.json` of a job says. It is read again only if it was replaced: studies look very often."""
+        path = self.of(name) / _DONE
+        try:
+            found = path.stat()
+            version = found.st_ino, found.st_mtime_ns
+            if self._done.get(name, (None,))[0] != version:
+                self._done[name] = version, Done(**read_object(path))
+            return self._done[name][1]
+        except (OSError, DocumentError):
+            return None
 
     def failure(self, name: str) -> Failure | None:
         """Return why a job failed; None if it did not."""

@@ -75,8 +75,11 @@ class Overview:
         names = self.jobs_of[cell.name].jobs
         if any(name in self.failed for name in names):
             return "failed"
-        missing = {job.name for job in self.missing}
-        return "missing" if missing & set(names) else "done"
+        return "done" if self._missing.isdisjoint(names) else "missing"
+
+    @cached_property
+    def _missing(self) -> frozenset[str]:
+        return frozenset(job.name for job in self.missing)
 
     @cached_property
     def features(self) -> Mapping[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from anyvla.study.executors.base import Ended, Executor, Needs, Task
 from anyvla.study.folder import LOG, Failure, StudyFolder
@@ -20,13 +20,16 @@ _FIRST: Mapping[Kind, int] = {"evaluate": 0, "codec": 1, "train": 2, "collect": 
 
 def find_missing(jobs: Mapping[str, Job], folder: StudyFolder) -> list[Job]:
     """Return the jobs that are neither done nor known to fail, also not by a job that they need."""
-    failed = find_failed(jobs, folder)
-    return [job for name, job in jobs.items() if name not in failed and folder.done(job) is None]
+    return _find_open(jobs, folder)[0]
 
 
 def find_failed(jobs: Mapping[str, Job], folder: StudyFolder) -> dict[str, str]:
     """Return the jobs that failed, and those that need one of them, with the name of the job that failed."""
-    failed: dict[str, str] = {}
+    return _find_open(jobs, folder)[1]
+
+
+def _find_open(jobs: Mapping[str, Job], folder: StudyFolder) -> tuple[list[Job], dict[str, str]]:
+    missing, failed = list[Job](), dict[str, str]()
     for name, job in jobs.items():  # each comes after those that it needs
         if folder.done(job) is not None:
             continue
@@ -34,7 +37,9 @@ def find_failed(jobs: Mapping[str, Job], folder: StudyFolder) -> dict[str, str]:
             failed[name] = name
         elif cause := next((failed[other] for other in job.before if other in failed), None):
             failed[name] = cause
-    return failed
+        else:
+            missing.append(job)
+    return missing, failed
 
 
 class Scheduler:
@@ -46,9 +51,9 @@ class Scheduler:
         folder: StudyFolder,
         executor: Executor,
         find_needs: Callable[[Job], Needs],
-        on_end: Callable[[], Mapping[str, Job]],
+        on_end: Callable[[Collection[str]], Mapping[str, Job]],
     ) -> None:
-        """`on_end` is called when a job is done or has failed, and returns the jobs from then on."""
+        """`on_end` is called with the names of jobs that are done or have failed, and returns the jobs from then on."""
         self._jobs, self._folder, self._executor = jobs, folder, executor
         self._find_needs, self._on_end = find_needs, on_end
         self._order = {name: number for number, name in enumerate(jobs)}
@@ -63,9 +68,9 @@ class Scheduler:
             if stop():
                 return False
             self._submit(missing)
-            ended = [self._end(one) for one in self._executor.wait(0.5)]
-            if any(ended):
-                self._jobs = self._on_end()
+            ended = {one.name for one in self._executor.wait(0.5) if self._end(one)}
+            if ended:
+                self._jobs = self._on_end(ended)
                 missing = {job.name for job in find_missing(self._jobs, self._folder)}
         return True
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,9 +162,12 @@ def finish(
             folder.forget_failure(name)
     open_cells = {cell.name: cell for cell in overview.cells}
 
-    def write_ended() -> Mapping[str, Job]:
+    def write_ended(ended: Collection[str] | None = None) -> Mapping[str, Job]:
         jobs_of = overview.jobs_of if overview.stopping is None else overview.stopping.ask()
         for name, cell in list(open_cells.items()):
+            others = ended is not None and name in jobs_of and jobs_of[name].jobs.keys().isdisjoint(ended)
+            if others and overview.stopping is None:  # which may end a cell when a job of another one ends
+                continue
             if record(study, cell, jobs_of.get(name), folder, overview.lines.get(name)):
                 del open_cells[name]
         bar(len(overview.cells) - len(open_cells), len(overview.cells))
