@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anyvla.backbones import frozen_features
+from anyvla.backbones.base import Cache
 from anyvla.backbones.composed import ComposedBackbone
 from anyvla.backbones.frozen_features import FrozenFeatures, computing_features
 from anyvla.backbones.tokens import TokenBackbone
 from anyvla.config import build
 from anyvla.registry import backbones
+from anyvla.sequence.layout import lay_out
 from tests.backbones.test_composed import Plain
 from tests.small import NANO
 
@@ -108,6 +111,39 @@ def test_an_image_has_the_same_features_whatever_it_is_computed_with(tmp_path: P
     alone = torch.cat([Counted(tmp_path / str(n), backbone).read(given[n : n + 1])[0] for n in range(4)])
     together, _ = Counted(tmp_path / "all", backbone).read(given)
     assert torch.equal(together, alone)
+
+
+def test_a_gpu_computes_images_in_batches_of_equal_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_features, "_AT_ONCE", {"cpu": 4})
+    given, backbone = images(5), compose()
+    kept = Counted(tmp_path, backbone)
+    found, computed = kept.read(given)
+    assert computed == 2 * 4 + 12  # the probe, and 10 images with 2 blank ones
+    torch.testing.assert_close(found, backbone.compute_features(given), rtol=1e-5, atol=1e-5)
+    again, computed = Counted(tmp_path / "other", backbone).read(given[3:4])
+    assert torch.equal(again, found[6:8])
+
+
+@pytest.mark.parametrize("option", ["cache", "resampler"])
+def test_nano_reads_kept_features_in_every_way_that_it_reads_images(option: str, tmp_path: Path) -> None:
+    resampler = {"tokens": 4, "depth": 1, "heads": 2, "head_width": 8}
+    backbone = make_nano(resampler=resampler if option == "resampler" else None).train()
+    steps = backbone.tokenize(images(2), ["open it", "close it, please"])
+    sequence = lay_out(steps, [1, 1], 1, pad_id=backbone.pad_id, query_id=backbone.query_id)
+    queries = torch.randn(1, backbone.width, generator=torch.Generator().manual_seed(0))
+    cache = Cache() if option == "cache" else None
+    expected = backbone(sequence, queries, cache)
+    kept = Counted(tmp_path, backbone)
+    for computed in (6, 0):
+        before = kept.images
+        found = backbone(sequence, queries, None if cache is None else Cache())
+        assert kept.images - before == computed
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    fill = torch.zeros_like(kept.features.read(sequence.images))
+    kept.features.read = lambda images: fill  # type: ignore[method-assign]
+    assert not torch.allclose(backbone(sequence, queries, None if cache is None else Cache()), expected, atol=1e-3)
+    backbone.frozen_features = None
+    torch.testing.assert_close(backbone(sequence, queries, None if cache is None else Cache()), expected)
 
 
 def test_images_of_another_shape_with_the_same_bytes_are_other_images(tmp_path: Path) -> None:

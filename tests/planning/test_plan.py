@@ -62,6 +62,14 @@ def test_the_json_has_the_numbers_of_the_data_and_of_the_recipe(recipe_file: Pat
     assert found["remedies"] == []
 
 
+@pytest.mark.parametrize(("shift", "noted"), [(0, "are computed once"), (2, "computed at each use: training.augment")])
+def test_a_note_says_whether_features_of_a_frozen_tower_are_kept(recipe_file: Path, shift: int, noted: str) -> None:
+    options = ("--model.backbone.train.vision", "false", "--training.augment.shift", str(shift))
+    [note] = [note for note in plan(recipe_file, *options).notes if "frozen vision tower" in note]
+    assert noted in note
+    assert not [note for note in plan(recipe_file).notes if "frozen vision tower" in note]
+
+
 def test_a_fitted_codec_is_planned_for_the_dims_of_all_robots(recipe_file: Path) -> None:
     other = to_dict(small.embodiment()) | {"name": "other", "action": {"groups": [JOINTS]}}
     declared = [{"path": "nowhere", "embodiment": of} for of in (to_dict(small.embodiment()), other)]

@@ -53,6 +53,7 @@ class NanoVisionModel(PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules: ClassVar[list[str]] = []
     is_whole_layer = True  # see `backbones.repeated_layers`
+    given: Tensor | None = None  # the tokens, if they are known already
 
     def __init__(self, config: NanoVisionConfig) -> None:
         super().__init__(config)
@@ -79,9 +80,12 @@ class NanoVisionModel(PreTrainedModel):
             self.position.copy_(grid_waves(side, self.config.hidden_size))
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
-        x = pixel_values.to(self.position.dtype).contiguous(memory_format=torch.channels_last)
-        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.position  # (N, F, D)
+        tokens = self._encode(pixel_values) if self.given is None else self.given
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        x = pixel_values.to(self.position.dtype).contiguous(memory_format=torch.channels_last)
+        return self.stem(x).flatten(2).transpose(1, 2) + self.position  # (N, F, D)
 
 
 def grid_waves(side: int, width: int) -> Tensor:

@@ -28,6 +28,7 @@ from anyvla.planning.step_profile import StepProfile, StepProfiler
 from anyvla.recipe import Recipe
 from anyvla.report.explanation import ParameterCount
 from anyvla.training.device import pick_device, pick_precision
+from anyvla.training.features import freezes_vision, why_not_kept
 
 SCHEMA = 1  # of the JSON
 LESS = 0.8  # of the memory of a training that failed, for changes that shall prevent it
@@ -175,7 +176,14 @@ def make_plan(
         flops=profiled.flops,
         speed=speed,
         remedies=tuple(found),
-        notes=(*data.notes, *bundled, *budget.assumptions, *unplanned, *_note_speed(speed, benchmark)),
+        notes=(
+            *data.notes,
+            *bundled,
+            *budget.assumptions,
+            *unplanned,
+            *_note_speed(speed, benchmark),
+            *_note_features(recipe),
+        ),
     )
 
 
@@ -207,6 +215,14 @@ def _find_speed(card: Gpu | None, precision: torch.dtype, profiled: StepProfile,
     if rate is not None:
         return read_speed(rate, profiled)
     return None if card is None else assume_speed(card, precision)
+
+
+def _note_features(recipe: Recipe) -> tuple[str, ...]:
+    if not freezes_vision(recipe):
+        return ()
+    if reason := why_not_kept(recipe):
+        return (f"features of the frozen vision tower are computed at each use: {reason}",)
+    return ("features of the frozen vision tower are computed once for each image, which the hours leave out",)
 
 
 def _note_speed(speed: Speed | None, benchmark: bool) -> tuple[str, ...]:

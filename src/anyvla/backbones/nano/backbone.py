@@ -6,6 +6,8 @@ tokenizer. The same adapter reads and saves it as models with billions of parame
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig
 from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.auto import AutoBackbone, LoadedModel
 from anyvla.backbones.base import CAPABILITIES, Cache
+from anyvla.backbones.hooks import set_attribute
 from anyvla.backbones.nano.layers import simplify_layers
 from anyvla.backbones.nano_vision import NanoVisionConfig
 from anyvla.config import STRICT
@@ -74,6 +77,14 @@ class NanoBackbone(AutoBackbone):
 
     def compute_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:
         return self.model.model.vision_tower(self._pixel_values(images)).last_hidden_state
+
+    @contextmanager
+    def _make_image_inputs(self, sequence: TokenSequence) -> Iterator[dict[str, Any]]:
+        kept = self.frozen_features is not None and len(sequence.images) > 0
+        given = self.read_features(sequence.images) if kept else None
+        tower = self.model.model.vision_tower
+        with set_attribute([tower], "given", given), super()._make_image_inputs(sequence) as inputs:
+            yield inputs
 
     def read_positions(
         self, sequence: TokenSequence, positions: Int64[Tensor, "n"], values: Float[Tensor, "n D"], cache: Cache | None
