@@ -16,6 +16,8 @@ from anyvla.files.documents import as_mapping, read_yaml
 from anyvla.recipe import Recipe
 
 _FILE = Path(__file__).with_name("known_models.yaml")
+_KEYS = ("path", "language", "vision")  # of a backbone, that name models
+_LANGUAGE = ("mpt", "gpt_neox")
 _SPECIAL = ("</image>", "<patch_index_0000>", "<fake_token_around_image>", "<global-img>")  # around images
 
 
@@ -42,23 +44,37 @@ def known_models() -> dict[str, KnownModel]:
 
 @contextmanager
 def planned_shapes(recipe: Recipe) -> Iterator[tuple[Recipe, tuple[str, ...]]]:
-    """Yield the recipe with a folder of bundled shapes as its model, and a note, if the model is known and not here."""
+    """Yield the recipe with folders of bundled shapes as its models, and notes, for models that are known and not here.
+
+    Without such a model the recipe is yielded as it is.
+    """
     part = recipe.model.backbone
-    name = str(getattr(part.config, "path", ""))
-    if name not in known_models() or Path(name).exists() or _in_cache(name):
+    named = {key: str(getattr(part.config, key, "")) for key in _KEYS}
+    absent = {
+        key: name
+        for key, name in named.items()
+        if name in known_models() and not Path(name).exists() and not _in_cache(name)
+    }
+    if not absent:
         yield recipe, ()
         return
     with TemporaryDirectory() as folder:
-        write_shapes(known_models()[name], Path(folder))
-        changed = dataclasses.replace(part, config=dataclasses.replace(part.config, path=folder, revision=None))
-        model = dataclasses.replace(recipe.model, backbone=changed)
-        unchecked = known_models()[name].unchecked
-        caution = f" (not compared with its config.json: {unchecked})" if unchecked else ""
-        note = (
-            f"{name} is not on this machine: its shapes come with anyvla{caution}, and instructions are planned with a "
-            "token a byte or less; training needs the model (a network, or model.backbone.path FOLDER)"
-        )
-        yield dataclasses.replace(recipe, model=model), (note,)
+        changed: dict[str, Any] = {"revision": None} if "path" in absent else {}
+        for key, name in absent.items():
+            changed[key] = str(Path(folder) / key)
+            write_shapes(known_models()[name], Path(folder) / key)
+        backbone = dataclasses.replace(part, config=dataclasses.replace(part.config, **changed))
+        model = dataclasses.replace(recipe.model, backbone=backbone)
+        yield dataclasses.replace(recipe, model=model), tuple(_describe(key, name) for key, name in absent.items())
+
+
+def _describe(key: str, name: str) -> str:
+    unchecked = known_models()[name].unchecked
+    caution = f" (not compared with its config.json: {unchecked})" if unchecked else ""
+    return (
+        f"{name} is not on this machine: its shapes come with anyvla{caution}, and instructions are planned with a "
+        f"token a byte or less; training needs the model (a network, or model.backbone.{key} FOLDER)"
+    )
 
 
 def write_shapes(model: KnownModel, folder: Path) -> None:
@@ -69,8 +85,11 @@ def write_shapes(model: KnownModel, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.add_tokens(list(_SPECIAL), special_tokens=True)
-    tokenizer.save_pretrained(folder)
     config = dict(model.config)
+    if config["model_type"] in _LANGUAGE:  # Flamingo gives its language model as many embeddings as the tokenizer has
+        # and adds two tokens itself.
+        tokenizer.add_tokens([f"<unused-{n}>" for n in range(config["vocab_size"] - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
     for key in ("image_token_id", "image_token_index"):
         if key in config:
             config[key] = tokenizer.convert_tokens_to_ids(config[key])
