@@ -9,7 +9,7 @@ from anyvla.report.plots import BOTTOM, HEIGHT, TOP
 from anyvla.study.page.drawing import CostDot, Dot, Series, draw_front, draw_score, draw_series, draw_tasks
 from anyvla.study.page.scale import PERCENT, Scale
 
-CHAINS = Scale(5.0, percent=False)
+CHAINS = Scale(5.0, percent=False, title="Tasks in a row")
 
 
 def score(value, low=None, high=None):

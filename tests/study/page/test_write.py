@@ -124,6 +124,15 @@ def test_versions_are_counted_where_they_differ(page, sources):
     assert f"2.13 ({counts['2.13']} cells); 2.12 ({counts['2.12']} cells)" in page.text("made")
 
 
+def test_a_comparison_of_obeyed_instructions_does_not_call_them_success(sources, tmp_path):
+    study = replace(sources.study, comparisons=(Comparison(name="Obeyed?", axis="head", measure="obeyed"),))
+    own = replace(sources, study=study)
+    text = write_page(own, analyze(study, own.lines), tmp_path / "obeyed.html").read_text()
+    assert "original, instruction obeyed" in text
+    assert "Instruction obeyed by head" in text
+    assert "Success by head" not in text
+
+
 def test_it_needs_nothing_beside_it(page):
     assert not page.all("link")[1:]
     assert all("src" not in tag for name in ("script", "img") for tag in page.all(name))

@@ -1,4 +1,4 @@
-"""The scale of scores: success in percent, or tasks of a chain in a row."""
+"""The scale of scores: success or obeyed instructions in percent, or tasks of a chain in a row."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Scale:
 
     top: float = 1.0
     percent: bool = True
+    title: str = "Success"  # the name of the score
 
     def format(self, value: float) -> str:
         """Format a score: "42 %", "2.31"."""
@@ -36,10 +37,6 @@ class Scale:
             return [0.0, 0.25, 0.5, 0.75, 1.0]
         return [float(n) for n in range(int(self.top) + 1)] if self.top <= 6 else plots.make_ticks(0.0, self.top)
 
-    @property
-    def title(self) -> str:
-        """The name of the score."""
-        return "Success" if self.percent else "Tasks in a row"
-
 
 PERCENT = Scale()
+OBEYED = Scale(title="Instruction obeyed")

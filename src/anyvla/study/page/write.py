@@ -28,7 +28,7 @@ from anyvla.study.page.cell_rows import STATES, count_states, list_cells, list_r
 from anyvla.study.page.clips import embed, find_videos
 from anyvla.study.page.drawing import draw_score, draw_tasks, format_cost
 from anyvla.study.page.figures import Figure, draw_figures, draw_table_curve, list_costs, name_cost
-from anyvla.study.page.scale import PERCENT, Scale
+from anyvla.study.page.scale import OBEYED, PERCENT, Scale
 from anyvla.study.sources import Sources
 from anyvla.study.store import CellLine
 
@@ -116,9 +116,9 @@ def _make_block(study: StudyFile, result: Result, tables: Sequence[Table], lines
     comparison = result.comparison
     chances = {table.chance for table in tables if table.benchmark in result.benchmarks}
     chance = next(iter(chances)) if len(chances) == 1 and comparison.measure == "success" else None
-    scale = PERCENT
+    scale = OBEYED if comparison.measure == "obeyed" else PERCENT
     if comparison.measure == "length":
-        scale = Scale(_longest(lines, result.benchmarks), False)
+        scale = Scale(_longest(lines, result.benchmarks), False, "Tasks in a row")
     ends = [abs(end) for finding in result.findings for end in (finding.low, finding.high, finding.value)]
     steps = [0.05, 0.1, 0.25, 0.5, 1.0, 2.0] if scale.percent else [0.5, 1.0, 2.0, 5.0, 10.0]
     reach = next((step for step in steps if step >= max(ends, default=0.0)), steps[-1])
