@@ -196,13 +196,17 @@ def _clean(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(s, v if abs(v) > TINY else 0.0) for s, v in _average_neighbors(finite)]
 
 
-def start_curve(summary: str, axis: str, ticks: Sequence[tuple[float, str]]) -> list[str]:
-    """Return the first parts of a curve: a grid line with a label at the height of each tick, and the axis."""
-    parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">']
+def start_curve(summary: str, axis: str, ticks: Sequence[tuple[float, str]], room: int = 0) -> list[str]:
+    """Return the first parts of a curve: a grid line with a label at the height of each tick, and the axis.
+
+    `room`: more height for the labels of the axis.
+    """
+    bottom = HEIGHT + room
+    parts = [f'<svg class="curve" viewBox="0 0 {WIDTH} {bottom}" role="img" aria-label="{escape(summary)}">']
     for y, text in ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">{escape(axis)}</text>')
+    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{bottom - 3}">{escape(axis)}</text>')
     return parts
 
 

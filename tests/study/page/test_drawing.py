@@ -111,3 +111,15 @@ def test_squares_of_tasks_are_as_dark_as_their_rates():
         ("push: 25 %", "0.25"),
         ("<reach>: 100 %", "1.00"),
     ]
+
+
+def test_names_that_do_not_fit_are_turned_and_none_is_left_out():
+    names = [f"structure-{number}" for number in range(9)]
+    series = [Series("", [Dot(name, score(0.5)) for name in names])]
+    turned = draw_series(series, "structure", PERCENT, names, numbers=False)
+    assert [name for name in names if f">{name}</text>" in turned] == names
+    assert turned.count("rotate(-45") == 9
+    few = draw_series([Series("", series[0].dots[:2])], "structure", PERCENT, names, numbers=False)
+    assert "rotate" not in few
+    height = [float(svg.partition('viewBox="0 0 ')[2].split('"')[0].split()[1]) for svg in (turned, few)]
+    assert height[0] > height[1]

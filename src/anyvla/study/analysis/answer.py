@@ -42,15 +42,16 @@ def _state_rest(findings: Sequence[Finding], shown: int, missing: int) -> str:
     """Return the open questions, with the number of training seeds that would close them."""
     parts = []
     if len(findings) > shown:
-        others = f" for the other {len(findings) - shown}" if shown else ""
-        parts.append(f"The data cannot tell{others} whether there is one")
+        left = len(findings) - shown
+        others = f" for the other {'one' if left == 1 else left}" if shown else ""
+        parts.append(f"The data cannot tell{others} whether there is {'a difference' if shown else 'one'}")
         planned = [f.seeds_for_planned for f in findings if f.seeds_for_planned and f.measure == "success"]
         if planned:
-            of = "" if len(planned) == 1 == len(findings) else f" in {len(planned)} of these"
+            of = "" if len(planned) == left else f" in {len(planned)} of these"
             parts.append(f"{max(planned)} training seeds would detect 10 points{of}")
         states = [f.states_for_planned for f in findings if f.states_for_planned and f.measure == "success"]
         if states:
-            of = "" if len(states) == 1 == len(findings) else f" in {len(states)} of these"
+            of = "" if len(states) == left else f" in {len(states)} of these"
             parts.append(
                 f"about {max(states):,} start states would detect 10 points between the trained policies{of}; a second "
                 "training of each would show how many trainings are needed"

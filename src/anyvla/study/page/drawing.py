@@ -33,6 +33,7 @@ from anyvla.study.page.scale import Scale
 COLORS = 8  # of series; further ones have the first colors again
 _INNER = 22  # room beside the outer points
 _APART = 6  # between points of different series at one label
+_TURNED = 46  # more room for turned labels
 _LOG = 15  # a larger ratio of numbers is drawn on a logarithmic axis
 
 
@@ -110,10 +111,13 @@ def draw_series(
     )
     if len(labels) == 1:
         place = {labels[0]: 0.5}
-    parts = start_curve(f"{scale.title} over {axis}", axis, [(_y(t, scale), scale.format(t)) for t in scale.ticks])
+    at = {label: _x(share) for label, share in place.items()}
+    turned = not numbers and len(_find_room(at)) < len(at)  # names are all needed, numbers can be guessed
+    ticks = [(_y(t, scale), scale.format(t)) for t in scale.ticks]
+    parts = start_curve(f"{scale.title} over {axis}", axis, ticks, _TURNED if turned else 0)
     line, name = ("", "") if chance is None else _draw_chance(chance, scale)
     parts.append(line)
-    parts += _draw_labels({label: _x(share) for label, share in place.items()})
+    parts += _draw_labels(at, turned)
     many = len(series) > COLORS
     for number, of in enumerate(series):
         shift = 0.0 if many else (number - (len(series) - 1) / 2) * min(_APART, 30 / len(series))
@@ -176,17 +180,31 @@ def _place_numbers(labels: Sequence[str]) -> dict[str, float]:
     return {label: (value - min(values)) / width for label, value in zip(labels, values, strict=True)}
 
 
-def _draw_labels(places: Mapping[str, float]) -> list[str]:
-    """Return the labels of the horizontal axis, without those that would overlap the one before."""
-    parts, end = [], -math.inf
-    for label, x in sorted(places.items(), key=lambda item: item[1]):
-        short = label if len(label) <= 14 else f"{label[:13]}\N{HORIZONTAL ELLIPSIS}"
-        half = 3.3 * len(short)
-        if x - half < end + 3:
-            continue
-        end = x + half
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(short)}</text>')
+def _draw_labels(places: Mapping[str, float], turned: bool = False) -> list[str]:
+    """Return the labels of the horizontal axis: turned, or without those that would overlap the one before."""
+    y, parts = HEIGHT - BOTTOM + 16, []
+    for label in places if turned else _find_room(places):
+        x = places[label]
+        at = f'x="{x:.1f}" y="{y}" text-anchor="middle"'
+        if turned:
+            at = f'x="{x + 4:.1f}" y="{y - 4}" text-anchor="end" transform="rotate(-45 {x + 4:.1f} {y - 4})"'
+        parts.append(f"<text {at}>{escape(_shorten(label))}</text>")
     return parts
+
+
+def _find_room(places: Mapping[str, float]) -> list[str]:
+    """Return the labels that have room beside the one before."""
+    found, end = [], -math.inf
+    for label, x in sorted(places.items(), key=lambda item: item[1]):
+        half = 3.3 * len(_shorten(label))
+        if x - half >= end + 3:
+            found.append(label)
+            end = x + half
+    return found
+
+
+def _shorten(label: str) -> str:
+    return label if len(label) <= 14 else f"{label[:13]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _draw_dot(x: float, y: float, series: str, dot: Dot, scale: Scale, whiskers: bool = True) -> str:
