@@ -93,3 +93,12 @@ def test_a_plan_is_for_a_dry_run_on_a_known_gpu(tmp_path: Path) -> None:
         main(["run", str(path), "--gpu", "h100"])
     with pytest.raises(ConfigError, match="did you mean 'h100'"):
         main(["run", str(path), "--dry-run", "--gpu", "h10"])
+
+
+def test_the_weights_of_published_models_count_before_any_plan(tmp_path: Path) -> None:
+    """A disk that cannot hold them is refused before the first training, which takes days."""
+    vlm = {"name": "auto", "path": "google/paligemma-3b-pt-224"}
+    axes = {"model.backbone": {"own": {"train": {"vision": True}}, "vlm": vlm}}
+    path = write_study(tmp_path, axes=axes, comparisons=[{"name": "a", "axis": "model.backbone"}])
+    overview = look(read_study(path), path, StudyFolder(tmp_path / "out"))
+    assert overview.gigabytes == pytest.approx(2 * 4 * 2.92, abs=0.5)

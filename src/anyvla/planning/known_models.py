@@ -42,6 +42,13 @@ def known_models() -> dict[str, KnownModel]:
     }
 
 
+def count_known(recipe: Recipe) -> float:
+    """Return the published number of weights of the models that a recipe names, as far as they are known."""
+    config = recipe.model.backbone.config
+    names = {str(getattr(config, key, "")) for key in _KEYS}
+    return sum(known_models()[name].parameters for name in names & known_models().keys())
+
+
 @contextmanager
 def planned_shapes(recipe: Recipe) -> Iterator[tuple[Recipe, tuple[str, ...]]]:
     """Yield the recipe with folders of bundled shapes as its models, and notes, for models that are known and not here.

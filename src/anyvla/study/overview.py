@@ -23,7 +23,7 @@ from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
 from anyvla.study.schedule import find_failed
 from anyvla.study.store import CellLine, read_store
 from anyvla.study.task_names import check_task_names
-from anyvla.study.trainings import TrainingPlan
+from anyvla.study.trainings import TrainingPlan, least_gigabytes
 from anyvla.training.features import freezes_vision, why_not_kept
 
 
@@ -95,7 +95,10 @@ class Overview:
     @property
     def gigabytes(self) -> float:
         """The disk that the missing jobs need."""
-        return sum(max(self.estimates[job.kind].gigabytes, self._plan_of(job).gigabytes) for job in self.missing)
+        return sum(
+            max(self.estimates[job.kind].gigabytes, self._plan_of(job).gigabytes, least_gigabytes(job))
+            for job in self.missing
+        )
 
     @property
     def unknown(self) -> int:

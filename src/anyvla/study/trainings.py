@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anyvla.planning.inputs import find_data
+from anyvla.planning.known_models import count_known
 from anyvla.planning.plan import Plan, make_plan
 from anyvla.recipe import Recipe
 from anyvla.study.folder import StudyFolder
@@ -46,6 +47,11 @@ def plan_trainings(
             made[key] = _plan(job, folder, gpu, benchmark)
         plans[job.name] = _read(made[key], job.recipe)
     return plans
+
+
+def least_gigabytes(job: Job) -> float:
+    """Return the disk that a training needs at least: its weights, if their number is known without a plan."""
+    return 4 * count_known(job.recipe) / 1e9 if job.kind == "train" else 0.0  # float32
 
 
 def _describe_step(recipe: Recipe, run: Path) -> str:
