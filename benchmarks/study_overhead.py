@@ -133,7 +133,7 @@ def main() -> None:
     with timed("expand, name jobs and look", times):
         overview = look(study, path, folder)
     with timed("schedule and store", times):
-        folder.claim(study)
+        folder.claim(study, path)
         finish(study, overview, folder, executor)
     times["schedule and store"] -= executor.seconds
     with timed("look again", times):

@@ -170,7 +170,7 @@ def test_a_weight_that_matters_for_some_images_only_makes_another_tower(tmp_path
     assert computed == 3  # the probe too
     assert torch.equal(second, other.compute_features(_white()))
     assert not torch.equal(first, second)
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+    assert len(list(tmp_path.glob("*.txt"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,16 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, caplog: pytest.LogCapt
     assert computed == 6
     assert torch.equal(found, expected)
     assert "damaged" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    backbone, given = compose(), images(2)
+    kept = Counted(tmp_path / "file" / "features", backbone)
+    first, _ = kept.read(given)
+    kept.features.close()
+    assert "cannot be extended" in caplog.text
+    assert torch.equal(kept.read(given)[0], first)
 
 
 def test_a_full_store_computes_the_same_features_each_time(tmp_path: Path) -> None:

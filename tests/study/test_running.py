@@ -225,6 +225,31 @@ def test_a_decided_comparison_needs_no_more_episodes(
     assert {(len(line.episodes[0].outcomes), line.stopped) for line in lines(root).values()} == {(5, False)}
 
 
+def test_comparisons_are_looked_at_when_a_share_of_the_cells_has_played(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anyvla.study import early_stopping
+
+    looks: list[int] = []
+
+    def decide(study: object, known: list[CellLine]) -> set[str]:
+        looks.append(len(known))
+        return set()
+
+    monkeypatch.setattr(early_stopping, "decided", decide)
+    keys = {"evaluation": {**RECIPE["evaluation"], "episodes": 2, "first_seed": 7}}
+    path = write_study(tmp_path, keys, **SMALL | {"stop": {"block": 1}})
+    counts = []
+    for share in (50, 2):  # of two cells: at each line, at each second one
+        monkeypatch.setattr(early_stopping, "_LOOKS", share)
+        looks.clear()
+        shutil.copytree(made / "out", tmp_path / str(share), symlinks=True)
+        assert run(path, tmp_path / str(share)) == ["evaluate"] * 4
+        counts.append(len(looks))
+    assert counts[0] == 4
+    assert 0 < counts[1] < 4
+
+
 def test_early_stopping_needs_the_number_of_episodes(tmp_path: Path) -> None:
     keys = {key: value for key, value in RECIPE["evaluation"].items() if key != "episodes"}
     path = write_study(tmp_path, {"evaluation": keys}, **SMALL | {"stop": {}})
@@ -246,9 +271,10 @@ def test_cells_share_the_features_of_a_frozen_tower(tmp_path: Path, monkeypatch:
     axes = {"model.chunk": [2, 4], "moved": {"no": {"training": {"augment": {"shift": 0}}}, "yes": {}}}
     path = write_study(tmp_path, frozen, axes=axes, seeds=[0])
     text = see(path, tmp_path / "out").to_text(1)
-    assert "features of the frozen vision tower of 2 trainings: computed once, and shared" in text
+    how = "computed once, and shared: at most 4 GB of the disk for each tower"
+    assert f"features of the frozen vision tower of 2 trainings: {how}" in text
     assert "of 2 trainings: computed at each use: training.augment.shift makes new images" in text
-    assert see(path, tmp_path / "out").to_dict(1)["frozen_features"]["computed once, and shared"] == 2
+    assert see(path, tmp_path / "out").to_dict(1)["frozen_features"][how] == 2
     run(path, tmp_path / "out")
     [folder] = [path for path in (tmp_path / "out" / "made" / "features").iterdir() if path.is_dir()]
     assert len(list(folder.iterdir())) <= 2  # a file for each training

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,12 @@ class FrozenFeatures:
         row = _as_bytes(features)[0]
         self._row_bytes = len(row)
         name = self._hash_tower(device, row)
-        folder = self._folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        kind = type(self._backbone).__name__
-        tokens, width = self._shape
+        kind, (tokens, width) = type(self._backbone).__name__, self._shape
         about = f"{kind}: {tokens} tokens of width {width} for each image, {self._dtype}, {len(row):,} bytes\n"
-        durable.write(self._folder / f"{name}.txt", about, to_disk=False)
-        self._store = RowStore(folder, len(row), self._most)
+        with suppress(OSError):  # the store says so, and training goes on
+            self._folder.mkdir(parents=True, exist_ok=True)
+            durable.write(self._folder / f"{name}.txt", about, to_disk=False)
+        self._store = RowStore(self._folder / name, len(row), self._most)
 
     @torch.no_grad()
     def _hash_tower(self, device: torch.device, probe: UInt8[np.ndarray, "B"]) -> str:

@@ -14,6 +14,8 @@ from anyvla.study.record import describe
 from anyvla.study.sequential import decided
 from anyvla.study.store import CellLine
 
+_LOOKS = 50  # looks at the comparisons while all cells play one block: each look takes longer in a larger study
+
 
 class EarlyStopping:
     """Knows for every cell how many episodes per task are asked for now."""
@@ -26,6 +28,8 @@ class EarlyStopping:
         self._cells = [cell for cell in cells if cell.name in jobs_of]
         self._whole = jobs_of  # with all episodes
         self._lines: dict[str, tuple[Mapping[str, int], CellLine]] = {}  # by cell: the episodes played, and its line
+        self._looked: dict[str, CellLine] = {}  # by cell: its line at the last look at the comparisons
+        self._settled: set[str] = set()  # cells whose comparisons were all decided then
         for cell in self._cells:
             for name in jobs_of[cell.name].evaluations:
                 if jobs_of[cell.name].jobs[name].recipe.evaluation.episodes is None:
@@ -36,8 +40,11 @@ class EarlyStopping:
     def ask(self) -> dict[str, CellJobs]:
         """Return the jobs of all cells, with the episodes that are asked for now."""
         lines = [line for cell in self._cells if (line := self._read(cell)) is not None]
-        settled = decided(self._study, lines) if lines else set()
-        asked = {}
+        new = sum(line is not self._looked.get(line.cell) for line in lines)
+        if new > len(self._cells) // _LOOKS:
+            self._looked = {line.cell: line for line in lines}
+            self._settled = decided(self._study, lines)
+        settled, asked = self._settled, {}
         for cell in self._cells:
             whole = self._whole[cell.name]
             jobs = {

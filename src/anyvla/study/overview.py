@@ -14,6 +14,7 @@ import psutil
 
 from anyvla.config import ConfigError
 from anyvla.planning.table import format_hours
+from anyvla.recipe import Recipe
 from anyvla.registry import suggest
 from anyvla.study.cells import Cell, expand
 from anyvla.study.early_stopping import EarlyStopping
@@ -83,9 +84,9 @@ class Overview:
 
     @cached_property
     def features(self) -> Mapping[str, int]:
-        """The number of trainings with a frozen vision tower by why its features are not kept; "": they are."""
+        """The number of trainings with a frozen vision tower by how they get its features."""
         trainings = (job.recipe for job in self.jobs.values() if job.kind == "train")
-        return Counter(why_not_kept(recipe) or "" for recipe in trainings if freezes_vision(recipe))
+        return Counter(_describe_features(recipe) for recipe in trainings if freezes_vision(recipe))
 
     @property
     def minutes(self) -> float:
@@ -126,9 +127,7 @@ class Overview:
                 }
                 for kind in _KINDS
             },
-            "frozen_features": {
-                reason or "computed once, and shared": count for reason, count in self.features.items()
-            },
+            "frozen_features": dict(self.features),
             "trainings": {name: asdict(plan) for name, plan in self.plans.items()},
             "hours": round(self.minutes / 60 / processes, 2),
             "trainings_of_unknown_length": self.unknown,
@@ -150,8 +149,7 @@ class Overview:
             if every:
                 left = sum(job.kind == kind for job in self.missing)
                 lines.append(f"  {kind}: {every - left} of {every} done; {self._describe_time(kind)}")
-        for reason, count in self.features.items():
-            how = f"computed at each use: {reason}" if reason else "computed once, and shared"
+        for how, count in self.features.items():
             lines.append(f"  features of the frozen vision tower of {count} trainings: {how}")
         if self.missing:
             hours = self.minutes / 60 / processes
@@ -251,6 +249,12 @@ def look(
         lines={line.cell: line for line in read_store(folder.store)} if folder.store.is_file() else {},
         stopping=stopping,
     )
+
+
+def _describe_features(recipe: Recipe) -> str:
+    if reason := why_not_kept(recipe):
+        return f"computed at each use: {reason}"
+    return f"computed once, and shared: at most {recipe.training.features_gb:g} GB of the disk for each tower"
 
 
 def join_jobs(jobs_of: Mapping[str, CellJobs]) -> dict[str, Job]:
