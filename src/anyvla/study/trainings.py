@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from anyvla.planning.gpus import parse_gpu
 from anyvla.planning.inputs import find_data
 from anyvla.planning.known_models import count_known
 from anyvla.planning.plan import Plan, make_plan
@@ -37,6 +38,8 @@ def plan_trainings(
     cannot be built, because its configuration is not on this machine, leaves a plan without hours. Raises ConfigError
     for an unknown GPU.
     """
+    if gpu is not None:
+        parse_gpu(gpu)
     made: dict[str, Plan | str] = {}
     plans = {}
     for job in jobs:

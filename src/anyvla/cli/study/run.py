@@ -94,11 +94,8 @@ def plan(overview: Overview, folder: StudyFolder, options: argparse.Namespace) -
     """
     import torch
 
-    from anyvla.planning.gpus import parse_gpu
     from anyvla.study.trainings import plan_trainings
 
-    if options.gpu is not None:
-        parse_gpu(options.gpu)
     asked = options.gpu is not None or options.benchmark
     if not asked and (overview.measured["train"] or not torch.cuda.is_available()):
         return overview
