@@ -98,11 +98,13 @@ def write_inputs(folder: Path) -> Path:
     """Write the study, its base, and a package that registers the backbone. Return the study."""
     info = folder / "lite_nano-1.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lite_nano\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[anyvla.backbones]\nlite_nano = {Path(__file__).stem}:LiteNano\n")
-    (folder / "lite.yaml").write_text(yaml.safe_dump(RECIPE))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lite_nano\nVersion: 1\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(
+        f"[anyvla.backbones]\nlite_nano = {Path(__file__).stem}:LiteNano\n", encoding="utf-8"
+    )
+    (folder / "lite.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
     path = folder / "frozen.yaml"
-    path.write_text(yaml.safe_dump(STUDY))
+    path.write_text(yaml.safe_dump(STUDY), encoding="utf-8")
     return path
 
 
@@ -111,7 +113,7 @@ def run(folder: Path, *arguments: object) -> tuple[float, float]:
     paths = os.pathsep.join([str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     before, begin = os.times(), time.monotonic()
     command = [sys.executable, "-m", "anyvla", *map(str, arguments)]
-    with (folder / "log.txt").open("a") as log:
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
         subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, stdout=log, stderr=log, check=True)
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
@@ -122,7 +124,9 @@ def by_kind(folder: Path) -> str:
     """Return the wall-clock minutes of the jobs of each kind."""
     found: dict[str, list[float]] = {}
     for path in sorted((folder / "made").glob("*/done.json")):
-        found.setdefault(path.parent.name.partition("-")[0], []).append(json.loads(path.read_text())["minutes"])
+        found.setdefault(path.parent.name.partition("-")[0], []).append(
+            json.loads(path.read_text(encoding="utf-8"))["minutes"]
+        )
     return ", ".join(f"{kind} {' '.join(f'{m:.2f}' for m in minutes)}" for kind, minutes in found.items())
 
 

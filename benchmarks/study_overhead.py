@@ -127,7 +127,7 @@ def main() -> None:
     path, folder = options.out / "overhead.yaml", StudyFolder(options.out / "study")
     keys = STUDY | {"seeds": list(range(options.seeds))} | ({"stop": {"block": 5}} if options.stop else {})
     keys["set"] = {"evaluation": STUDY["set"]["evaluation"] | {"episodes": options.episodes}}
-    path.write_text(yaml.safe_dump(keys))
+    path.write_text(yaml.safe_dump(keys), encoding="utf-8")
     study, times = read_study(path), dict[str, float]()
     executor = Inventing(folder, options.episodes)
     with timed("expand, name jobs and look", times):
