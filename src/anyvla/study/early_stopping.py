@@ -63,7 +63,7 @@ class EarlyStopping:
         return ask_for(job, target)
 
     def _read(self, cell: Cell) -> CellLine | None:
-        """Return what the cell has played so far; None before all its evaluations have played a block."""
+        """Return the episodes of the cell so far; None before all its evaluations have played a block."""
         whole = self._whole[cell.name]
         played = {name: self._folder.episodes_of(name) for name in whole.evaluations}
         if not all(played.values()):

@@ -44,7 +44,7 @@ class Comparison:
     # success: the task's own goal is reached. obeyed: the instructed one is reached first, which differs from it under
     # swapped. length: tasks of a chain solved in a row
     measure: Literal["success", "obeyed", "length"] = "success"
-    claim: str = ""  # what others found, with the source
+    claim: str = ""  # the result of others, with the source
 
     def __post_init__(self) -> None:
         if (self.kind == "gap") != (self.other_condition is not None):
@@ -64,7 +64,7 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Budget:
-    """What one part of a cell, such as its training, may use. A part that needs more fails, with that reason."""
+    """The limits of one job, such as a training. A job that needs more fails, with that reason."""
 
     minutes: float = Field(default=24 * 60, gt=0, le=WEIGHT)
     memory_gb: float | None = Field(default=None, gt=0, le=GB)  # None: half of the machine's

@@ -31,7 +31,7 @@ _DONE, _FAILED, _JOB, LOG = "done.json", "failed.json", "job.json", "log.txt"
 
 @dataclass(frozen=True)
 class Done:
-    """What a finished job has used."""
+    """The resources that a finished job has used."""
 
     minutes: float
     memory_gb: float
@@ -49,7 +49,7 @@ class Failure:
 
 
 class StudyFolder:
-    """Where a study keeps what it has made."""
+    """The folder of a study: its file, its store and its jobs."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.store = root, root / STORE
@@ -81,7 +81,7 @@ class StudyFolder:
         return self.root / _MADE / name
 
     def prepare(self, job: Job) -> None:
-        """Write the folder of a job that has not begun: its recipe, and links to what it needs of others."""
+        """Write the folder of a job that has not begun: its recipe, and links to the results of others."""
         folder = self.of(job.name)
         folder.mkdir(parents=True, exist_ok=True)
         for what, other in job.needs.items():
@@ -111,7 +111,7 @@ class StudyFolder:
         return document["kind"], recipe, None if policy is None else self.of(policy)
 
     def done(self, job: Job) -> Done | None:
-        """Return what a job has used; None if it is not done, also if more episodes are asked for now."""
+        """Return the resources that a job has used; None if it is not done, also if more episodes are asked for now."""
         done = self._read_done(job.name)
         return done if done is None or job.kind != "evaluate" or _covers(done, job.recipe.evaluation) else None
 
@@ -121,7 +121,7 @@ class StudyFolder:
         return 0 if done is None else done.episodes
 
     def _read_done(self, name: str) -> Done | None:
-        """Return what `done.json` of a job says. It is read again only if it was replaced: studies look very often."""
+        """Return the contents of a job's `done.json`. It is read again only if it was replaced: studies look often."""
         path = self.of(name) / _DONE
         try:
             found = path.stat()
@@ -172,7 +172,7 @@ def _covers(done: Done, asked: EvaluationConfig) -> bool:
 
 
 def measure_folder(folder: Path) -> float:
-    """Return the gigabytes of the files in a folder, without what links lead to."""
+    """Return the gigabytes of the files in a folder, without the targets of links."""
     found: Iterable[Path] = (path for path in folder.rglob("*") if not path.is_symlink() and path.is_file())
     total = 0
     for path in found:

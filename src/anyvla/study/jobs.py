@@ -1,4 +1,4 @@
-"""The jobs of a study: collecting, fitting codecs, training and evaluating, each named by what it depends on.
+"""The jobs of a study: collecting, fitting codecs, training and evaluating, each named by a hash of its inputs.
 
 The name of a job is a hash of every key that changes its result, and of the names of the jobs that it builds on. So
 cells that share a part, such as demonstrations or a pre-trained policy, share its job; a rerun finds what is there; and

@@ -30,7 +30,7 @@ from anyvla.training.features import freezes_vision, why_not_kept
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the jobs of one kind need, as measured so far."""
+    """The needs of the jobs of one kind, as measured so far."""
 
     minutes: float
     memory_gb: float

@@ -1,4 +1,4 @@
-"""Run the jobs of a study: those that are missing, in an order in which each finds what it needs."""
+"""Run the jobs of a study: those that are missing, each after those that it needs."""
 
 from __future__ import annotations
 

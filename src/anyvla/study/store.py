@@ -40,7 +40,7 @@ class Played:
 
 @dataclass(frozen=True, kw_only=True)
 class CellLine:
-    """What is known about one cell."""
+    """The results of one cell."""
 
     study: str
     cell: str  # the name of its folder

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job may use, and what jobs like it have used."""
+    """The resources that a job may use, and those that jobs like it have used."""
 
     minutes: float  # then it is ended
     limit_gb: float  # of memory; with more it is ended

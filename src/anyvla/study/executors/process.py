@@ -39,7 +39,7 @@ class JobProcess:
             self._enforce()
         if self.process.poll() is None:
             return None
-        self.kill()  # what it may have left behind
+        self.kill()  # processes that it may have left behind
         status = self.process.returncode
         reason = self._ended_for or (_explain_signal(-status) if status < 0 else "")
         return Ended(self.task.name, status, reason, over_budget=bool(self._ended_for))

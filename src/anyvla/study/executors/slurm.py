@@ -1,7 +1,7 @@
 """Run the jobs of a study on a SLURM cluster, through submitit.
 
 All machines must see the study's folder at the same path, and have anyvla. If this process is killed, jobs in the queue
-and running ones go on; the next `anyvla study run` finds what they have done.
+and running ones go on; the next `anyvla study run` finds their results.
 """
 
 from __future__ import annotations
