@@ -25,6 +25,13 @@ def test_every_combination_of_labels_and_seeds_is_a_cell(tmp_path: Path) -> None
         assert (cell.recipe.training.seed, cell.recipe.training.steps) == (cell.seed, 3)
 
 
+def test_training_seeds_begin_with_other_weights_unless_the_recipe_sets_their_seed(tmp_path: Path) -> None:
+    found = cells(write_study(tmp_path, seeds=[0, 5]))
+    assert {(cell.recipe.training.seed, cell.recipe.model.backbone.config.seed) for cell in found} == {(0, 0), (5, 5)}
+    fixed = cells(write_study(tmp_path, seeds=[0, 5], set={"model.backbone.seed": 3}))
+    assert {(cell.recipe.training.seed, cell.recipe.model.backbone.config.seed) for cell in fixed} == {(0, 3), (5, 3)}
+
+
 def test_excluded_cells_are_left_out(tmp_path: Path) -> None:
     found = cells(write_study(tmp_path, exclude=[{"model.chunk": "2", "rate": ["low"]}]))
     assert len(found) == 6

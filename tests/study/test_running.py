@@ -65,7 +65,8 @@ def test_every_cell_has_a_line_with_its_episodes_and_costs(made: Path) -> None:
         assert all(len(played.outcomes) == 1 for played in line.episodes)
         assert {"minutes.collect", "minutes.train", "minutes.evaluate", "parameters", "latency_ms"} <= set(line.costs)
         assert line.protocols["toy/line"]["episodes"] == 1
-        assert line.recipe == {"model": {"chunk": int(line.labels["model.chunk"])}, "training": {"seed": 0}}
+        model = {"chunk": int(line.labels["model.chunk"]), "backbone": {"seed": 0}}
+        assert line.recipe == {"model": model, "training": {"seed": 0}}
 
 
 def test_a_finished_study_runs_nothing_and_adds_no_line(copy: Path) -> None:

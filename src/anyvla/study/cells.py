@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -123,10 +123,21 @@ def _make_cell(study: StudyFile, base: Mapping[str, Any], labels: Mapping[str, s
     changes = override_keys(changes, [("training.seed", seed)])
     keys = {**merge(base, changes), "name": name}
     try:
-        return Cell(name, labels, seed, changes, _read(keys, name, seed))
+        stages = _read(keys, name, seed)
+        if _begins_alike(keys, stages):
+            changes = override_keys(changes, [("model.backbone.seed", seed)])
+            stages = _read({**merge(base, changes), "name": name}, name, seed)
+        return Cell(name, labels, seed, changes, stages)
     except ConfigError as error:
         reason = str(error).removeprefix(name).lstrip(":, ")  # the same for all cells that it concerns
         return Cell(name, labels, seed, changes, invalid=reason)
+
+
+def _begins_alike(keys: Mapping[str, Any], stages: Sequence[Stage]) -> bool:
+    """Return whether the first weights of the backbone would be the same with each training seed, but need not be."""
+    backbone = keys["model"]["backbone"]
+    chosen = isinstance(backbone, Mapping) and "seed" in backbone
+    return not chosen and hasattr(stages[-1].recipe.model.backbone.config, "seed")
 
 
 def _lay(changes: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:
