@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.cli.study.command import main
 from anyvla.cli.study.run import finish
-from anyvla.config import ConfigError
+from anyvla.config import ConfigError, to_dict
 from anyvla.study.file import read_study
 from anyvla.study.folder import StudyFolder
 from anyvla.study.overview import Overview, look
+from anyvla.study.record import set_outdated_aside
 from anyvla.study.store import CellLine, read_store
 from tests.evaluation import toy_opened  # noqa: F401 (registers the benchmark `toy`)
 from tests.study.toy import RECIPE, InProcess, write_study
@@ -108,6 +110,17 @@ def test_a_changed_key_makes_only_what_depends_on_it(
     path = write_study(copy, {section: {**RECIPE[section], **keys}}, **SMALL)
     assert run(path, copy / "out") == ran
     assert len(lines(copy / "out")) == 2
+
+
+def test_results_of_a_recipe_that_has_changed_leave_the_store(copy: Path) -> None:
+    path, out = write_study(copy, {"training": {**RECIPE["training"], "steps": 1}}, **SMALL), copy / "out"
+    old, overview = lines(out), see(path, out)
+    with (out / "store.jsonl").open("a") as store:  # of a cell that is no longer planned: the page lists it
+        store.write(json.dumps(to_dict(replace(next(iter(old.values())), cell="other"))) + "\n")
+    assert set_outdated_aside(overview.jobs_of, StudyFolder(out)) == 2
+    assert set(lines(out)) == {"other"}
+    assert {line.cell for line in read_store(out / "outdated.jsonl")} == set(old)
+    assert set_outdated_aside(overview.jobs_of, StudyFolder(out)) == 0
 
 
 def test_a_further_seed_adds_its_cells_only(copy: Path) -> None:

@@ -53,6 +53,7 @@ class StudyFolder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.store = root, root / STORE
+        self.outdated = root / "outdated.jsonl"  # lines of cells whose recipe has changed since
         self.features = root / _MADE / "features"  # of frozen vision towers, which trainings share
         self._done: dict[str, tuple[tuple[int, int], Done]] = {}  # by job: the version of its file, and its contents
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,7 +11,8 @@ from typing import Any
 
 from anyvla.checkpoint.of_run import FINAL
 from anyvla.config import to_dict
-from anyvla.evaluation.results import EpisodeResult, read_results
+from anyvla.evaluation.results import EpisodeResult, append_line, read_json_lines, read_results
+from anyvla.files import durable
 from anyvla.files.weights import count_elements
 from anyvla.study.cells import Cell
 from anyvla.study.file import StudyFile
@@ -37,6 +39,24 @@ def record(study: StudyFile, cell: Cell, jobs: CellJobs | None, folder: StudyFol
     if known is None or _without_time(known) != _without_time(line):
         append_cell(folder.store, line)
     return True
+
+
+def set_outdated_aside(jobs_of: Mapping[str, CellJobs], folder: StudyFolder) -> int:
+    """Move the lines of cells whose recipe has changed from the store to a file beside it. Return how many.
+
+    `jobs_of`: the jobs of each cell now. Otherwise a page would show the old results as those of the new recipe.
+    """
+    if not folder.store.is_file():
+        return 0
+    kept, outdated = list[dict[str, Any]](), list[dict[str, Any]]()
+    for _, line in read_json_lines(folder.store):
+        jobs = jobs_of.get(line["cell"])
+        (kept if jobs is None or line["keys"] == _keys(jobs) else outdated).append(line)
+    if outdated:
+        for line in outdated:
+            append_line(folder.outdated, line)
+        durable.write(folder.store, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    return len(outdated)
 
 
 def _begin(study: StudyFile, cell: Cell, **others: Any) -> CellLine:

@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from anyvla.study.file import read_study
     from anyvla.study.folder import FILE, StudyFolder
     from anyvla.study.overview import look
+    from anyvla.study.record import set_outdated_aside
 
     check_options(options)
     if options.file.is_dir():  # all that is needed is there, also after it was moved
@@ -80,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
         )
     folder.claim(study, options.file)
     with lock_folder(folder.root):
+        if count := set_outdated_aside(overview.jobs_of, folder):
+            console.print(f"the recipes of {count} finished cells have changed: their results are in {folder.outdated}")
         executor = open_executor(options, folder, processes)
         finish(study, overview, folder, executor, options.threads, options.gpus, retry=options.retry)
     after = look(study, options.file, folder, only=options.only)
