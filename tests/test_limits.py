@@ -34,6 +34,7 @@ _ON_X = {"name": "c", "axis": "x"}
 NEEDED: Mapping[str, Any] = {  # values of fields that have no default
     "Group": {"name": "position", "size": 3},
     "AutoBackbone.Config": {"path": "here"},
+    "TinyBackbone.Config": {"family": "llava"},
     "RemoteConfig": {"path": "here", "trust_remote_code": True},
     "FlamingoBackbone.Config": {"path": "here"},
     "Source": {"path": "here"},
@@ -113,6 +114,8 @@ PARTS = [
 def test_numbers_at_the_lower_end_build_or_are_refused(kind: str, name: str, field: str) -> None:
     axis = {"histories": "history", "representations": "representation"}.get(kind, kind[:-1])
     sizes: Any = small.NANO if name == "nano" else small.DECODERS.get(name, {}) if axis == "decoder" else {}
+    if name == "tiny":
+        sizes = NEEDED["TinyBackbone.Config"]
     keys: dict[str, Any] = {}
     if name in ("bins", "fast", "vq", "tokens", "lm_tokens"):
         keys = {"decoder": "tokens", "representation": "bins"}

@@ -61,7 +61,10 @@ def _describe_step(recipe: Recipe, run: Path) -> str:
     """Return everything that decides the operations and the memory of a step."""
     data, training = find_data(recipe, run), vars(recipe.training)
     inputs = (data.embodiments, data.image_size, data.instruction, data.row, data.frames)
-    return repr((inputs, recipe.data.workers, recipe.model, [training[n] for n in training if n not in _SAME_STEP]))
+    model, backbone = recipe.model, recipe.model.backbone
+    if hasattr(backbone.config, "seed"):
+        model = replace(model, backbone=replace(backbone, config=replace(backbone.config, seed=0)))
+    return repr((inputs, recipe.data.workers, model, [training[n] for n in training if n not in _SAME_STEP]))
 
 
 def _plan(job: Job, folder: StudyFolder, gpu: str | None, benchmark: bool) -> Plan | str:
