@@ -61,7 +61,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Request:
-    """What the advice is asked for."""
+    """The wishes of the person who asks for advice."""
 
     situation: Situation
     name: str = "advised"  # of the recipe

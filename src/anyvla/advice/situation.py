@@ -24,7 +24,7 @@ _ON_HAND = ("wrist", "hand", "gripper")
 
 @dataclass(frozen=True)
 class Situation:
-    """Where the advised recipe will be used."""
+    """The robot and the data that the advised recipe is for."""
 
     embodiment: Embodiment
     demonstrations: int

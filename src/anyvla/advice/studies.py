@@ -15,7 +15,7 @@ from anyvla.study.sources import read_sources
 
 @dataclass(frozen=True)
 class Shown:
-    """What one comparison of a study shows about an axis."""
+    """The outcome of one comparison of a study, for one axis."""
 
     study: str
     axis: str

@@ -33,7 +33,7 @@ _AT_ONCE_ELSEWHERE = 16
 
 
 class FrozenFeatures:
-    """Looks up the features of images, and computes and keeps those that are missing.
+    """Looks up the features of images, and computes and keeps the missing ones.
 
     A folder inside of `folder` belongs to one tower: its name is a hash of the weights and of the bits that `compute`
     gives for an image of noise. So another size, normalization, dtype, autocast, processor, number of threads or
@@ -69,7 +69,7 @@ class FrozenFeatures:
         return features[[at[key] for key in keys]].to(images.device)
 
     def close(self) -> None:
-        """Write what was computed."""
+        """Write the computed features to the disk."""
         if self._store is not None:
             self._store.flush()
 
@@ -90,7 +90,7 @@ class FrozenFeatures:
         name = self._hash_tower(device, row)
         kind, (tokens, width) = type(self._backbone).__name__, self._shape
         about = f"{kind}: {tokens} tokens of width {width} for each image, {self._dtype}, {len(row):,} bytes\n"
-        with suppress(OSError):  # the store says so, and training goes on
+        with suppress(OSError):  # the store warns about it when it writes
             self._folder.mkdir(parents=True, exist_ok=True)
             durable.write(self._folder / f"{name}.txt", about, to_disk=False)
         self._store = RowStore(self._folder / name, len(row), self._most)

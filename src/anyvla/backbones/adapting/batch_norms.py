@@ -1,8 +1,8 @@
 """Statistics for the batch norms of a vision tower that starts from nothing.
 
 A backbone keeps the statistics of batch norms while it trains, because otherwise a sample would depend on its batch.
-Those of an untrained norm, mean 0 and variance 1, would normalize nothing: in a deep tower the features vanish. So they
-are measured once, on random images, like the first batch of an activation norm (Glow, arXiv 1807.03039).
+An untrained norm has mean 0 and variance 1, which normalizes nothing: in a deep tower the features vanish. So the
+statistics are measured once, on random images, like the first batch of an activation norm (Glow, arXiv 1807.03039).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PATCHES = (3, 12)  # patches of one color along a side: coarse and fine shapes,
 def measure_batch_norms(tower: nn.Module, run: Callable[[Float[Tensor, "N 3 h w"]], Tensor], size: int) -> None:
     """Set the statistics of all batch norms of `tower` from one run over random images of `size` pixels.
 
-    The random numbers are those of the global generator.
+    Uses the global random generator.
     """
     norms = [m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:

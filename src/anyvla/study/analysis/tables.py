@@ -144,8 +144,8 @@ def _make_table(
 def _plan_benchmarks(study: StudyFile, labels: Mapping[str, str], groups: Groups) -> set[str]:
     """Return the benchmarks that a group without results will play; empty if they are not known.
 
-    They are those of the study file, or of groups that are played on the benchmark of the base recipe too, which is not
-    read.
+    The study file names them. If it names none, the group plays the benchmark of the base recipe, which is not read
+    here; then other groups of that benchmark tell its name.
     """
     own = _name_benchmark(study, labels)
     if own is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Needs:
-    """The resources that a job may use, and those that jobs like it have used."""
+    """The limits of a job, and the resources that similar jobs have used."""
 
     minutes: float  # then it is ended
     limit_gb: float  # of memory; with more it is ended
