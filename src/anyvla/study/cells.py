@@ -47,9 +47,9 @@ def expand(study: StudyFile, source: Path) -> list[Cell]:
         _check_axis(study, axis)
     cells = [
         _make_cell(study, base, labels, seed)
+        for seed in study.seeds  # the outer loop: an unfinished study has whole comparisons of its first seeds
         for labels in _combine(study)
         if not any(matches(labels, excluded) for excluded in study.exclude)
-        for seed in study.seeds
     ]
     if not cells:
         raise ConfigError(f"{source}: the study has no cell: exclude leaves nothing of its axes")

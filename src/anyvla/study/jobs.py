@@ -56,6 +56,11 @@ class CellJobs:
     evaluations: tuple[str, ...]
     stopped: bool = False  # its evaluations end before all their episodes
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """Return the names of the jobs, as the store keeps them."""
+        return {f"{job.kind}.{number}": name for number, (name, job) in enumerate(self.jobs.items())}
+
 
 def list_jobs(cell: Cell, benchmarks: Iterable[Benchmark] = ()) -> CellJobs:
     """Return the jobs of a valid cell, with its evaluations on further benchmarks."""

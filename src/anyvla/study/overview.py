@@ -21,6 +21,7 @@ from anyvla.study.early_stopping import EarlyStopping
 from anyvla.study.file import StudyFile
 from anyvla.study.folder import Done, StudyFolder
 from anyvla.study.jobs import CellJobs, Job, Kind, list_jobs
+from anyvla.study.recorded import find_recorded
 from anyvla.study.schedule import find_failed
 from anyvla.study.store import CellLine, read_store
 from anyvla.study.task_names import check_task_names
@@ -54,7 +55,7 @@ class Overview:
     study: StudyFile
     cells: tuple[Cell, ...]
     jobs_of: Mapping[str, CellJobs]  # of the valid cells, by name
-    jobs: Mapping[str, Job]  # of all cells, each once, in an order in which they can run
+    jobs: Mapping[str, Job]  # that cells need or that are done, each once, in an order in which they can run
     missing: tuple[Job, ...]
     failed: Mapping[str, str]  # jobs that can't run -> the job that failed
     reasons: Mapping[str, str]  # of jobs that failed
@@ -63,6 +64,7 @@ class Overview:
     lines: Mapping[str, CellLine]  # of the store, by cell
     stopping: EarlyStopping | None = None
     plans: Mapping[str, TrainingPlan] = field(default_factory=dict)  # of missing trainings, by job
+    recorded: Mapping[str, CellLine] = field(default_factory=dict)  # lines of cells that need no job, see recorded.py
 
     @cached_property
     def states(self) -> Mapping[str, int]:
@@ -73,6 +75,8 @@ class Overview:
         """Return the state of a cell."""
         if cell.invalid:
             return "invalid"
+        if cell.name in self.recorded:
+            return "done"
         names = self.jobs_of[cell.name].jobs
         if any(name in self.failed for name in names):
             return "failed"
@@ -214,23 +218,33 @@ class Overview:
 
 
 def look(
-    study: StudyFile, source: Path, folder: StudyFolder, *, retry: bool = False, only: Collection[str] = ()
+    study: StudyFile,
+    source: Path,
+    folder: StudyFolder,
+    *,
+    retry: bool = False,
+    only: Collection[str] = (),
+    known: Mapping[str, CellLine] | None = None,
 ) -> Overview:
     """Return the state of a study in a folder. Raises ConfigError.
 
-    `retry`: jobs that have failed are missing. `only`: names of cells; empty: all.
+    `retry`: jobs that have failed are missing. `only`: names of cells; empty: all. `known`: lines of another store by
+    cell; finished cells among them need no job.
     """
     cells = expand(study, source)
     check_task_names(study, cells, source)
     if unknown := sorted(set(only) - {cell.name for cell in cells}):
-        known = suggest(unknown[0], [cell.name for cell in cells])
-        raise ConfigError(f"--only: {source} has no cell {unknown[0]!r}: {known}")
+        nearest = suggest(unknown[0], [cell.name for cell in cells])
+        raise ConfigError(f"--only: {source} has no cell {unknown[0]!r}: {nearest}")
     cells = [cell for cell in cells if not only or cell.name in only]
     jobs_of = {cell.name: list_jobs(cell, study.benchmarks) for cell in cells if not cell.invalid}
+    own = {line.cell: line for line in read_store(folder.store)} if folder.store.is_file() else {}
     stopping = None if study.stop is None else EarlyStopping(study, study.stop, cells, jobs_of, folder)
+    recorded = find_recorded(jobs_of, own, known or {}) if stopping is None else {}
     if stopping is not None:
         jobs_of = stopping.ask()
-    jobs = join_jobs(jobs_of)
+    needed = join_jobs({name: of for name, of in jobs_of.items() if name not in recorded})
+    jobs = {name: job for name, job in join_jobs(jobs_of).items() if name in needed or folder.done(job) is not None}
     failed = {} if retry else find_failed(jobs, folder)
     causes = {name: folder.failure(name) for name in set(failed.values())}
     done = {name: found for name, job in jobs.items() if (found := folder.done(job)) is not None}
@@ -246,8 +260,9 @@ def look(
         reasons={name: "" if cause is None else cause.reason for name, cause in causes.items()},
         estimates={kind: _estimate(kind, found) for kind, found in by_kind.items()},
         measured={kind: len(found) for kind, found in by_kind.items()},
-        lines={line.cell: line for line in read_store(folder.store)} if folder.store.is_file() else {},
+        lines=own | recorded,
         stopping=stopping,
+        recorded=recorded,
     )
 
 

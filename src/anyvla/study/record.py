@@ -51,7 +51,7 @@ def set_outdated_aside(jobs_of: Mapping[str, CellJobs], folder: StudyFolder) -> 
     kept, outdated = list[dict[str, Any]](), list[dict[str, Any]]()
     for _, line in read_json_lines(folder.store):
         jobs = jobs_of.get(line["cell"])
-        (kept if jobs is None or line["keys"] == _keys(jobs) else outdated).append(line)
+        (kept if jobs is None or line["keys"] == jobs.keys else outdated).append(line)
     if outdated:
         for line in outdated:
             append_line(folder.outdated, line)
@@ -73,7 +73,7 @@ def _describe_failure(
     failure = folder.failure(cause)
     assert failure is not None
     state = "over" if failure.over_budget else "failed"
-    return _begin(study, cell, state=state, error=f"{jobs.jobs[cause].kind}: {failure.reason}", keys=_keys(jobs))
+    return _begin(study, cell, state=state, error=f"{jobs.jobs[cause].kind}: {failure.reason}", keys=jobs.keys)
 
 
 def describe(study: StudyFile, cell: Cell, jobs: CellJobs, folder: StudyFolder) -> CellLine:
@@ -89,7 +89,7 @@ def describe(study: StudyFile, cell: Cell, jobs: CellJobs, folder: StudyFolder) 
         stopped=jobs.stopped,
         protocols={result.benchmark: dict(result.protocol) for result in results},
         costs=_measure_costs(jobs, folder, results),
-        keys=_keys(jobs),
+        keys=jobs.keys,
         versions=dict(results[-1].versions) if results else {},
     )
 
@@ -107,10 +107,6 @@ def _measure_costs(jobs: CellJobs, folder: StudyFolder, results: list[EpisodeRes
     if results:
         costs["latency_ms"] = round(statistics.median(result.latency_ms for result in results), 2)
     return costs
-
-
-def _keys(jobs: CellJobs) -> dict[str, str]:
-    return {f"{job.kind}.{number}": name for number, (name, job) in enumerate(jobs.jobs.items())}
 
 
 def _without_time(line: CellLine) -> dict[str, Any]:

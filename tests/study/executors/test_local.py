@@ -74,6 +74,16 @@ def test_a_killed_job_says_so(executor: LocalExecutor, tmp_path: Path) -> None:
     assert not ended.over_budget
 
 
+def test_a_job_that_fails_ends_with_a_status_and_not_by_a_signal(executor: LocalExecutor, tmp_path: Path) -> None:
+    """Though a thread of it waits for the end of standard input."""
+    command = [sys.executable, "-m", "anyvla", "study", "job", str(tmp_path), "train-0"]
+    submit(executor, "a", command, NEEDS, tmp_path / "log.txt")
+    [ended] = wait(executor)
+    assert ended.status is not None
+    assert ended.status > 0
+    assert "Fatal Python error" not in (tmp_path / "log.txt").read_text()
+
+
 def test_closing_ends_jobs_and_their_children(tmp_path: Path) -> None:
     executor = LocalExecutor(1)
     code = (

@@ -93,5 +93,6 @@ def _with_processes(recipe: Recipe, count: int) -> Recipe:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):  # a read of sys.stdin's buffer would abort a process that ends by itself
+        pass
     os.killpg(0, signal.SIGINT)

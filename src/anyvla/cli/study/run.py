@@ -51,6 +51,9 @@ def add_arguments(parser: KeyParser) -> None:
     parser.add_argument("--address", help="of an existing Ray cluster, or auto (default: start one here)")
     parser.add_argument("--slurm", type=str, help="options of submitit, as '{slurm_partition: gpu, slurm_qos: low}'")
     parser.add_argument("--only", nargs="+", default=(), metavar="CELL", help="only these cells, by name")
+    parser.add_argument(
+        "--known", type=Path, metavar="STORE", help="do not run cells again that are finished in this store"
+    )
     parser.add_argument("--retry", action="store_true", help="also run jobs again that have failed")
 
 
@@ -60,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from anyvla.study.folder import FILE, StudyFolder
     from anyvla.study.overview import look
     from anyvla.study.record import set_outdated_aside
+    from anyvla.study.recorded import read_known, write_recorded
 
     check_options(options)
     if options.file.is_dir():  # all that is needed is there, also after it was moved
@@ -67,7 +71,10 @@ def run(options: argparse.Namespace) -> int:
     study = read_study(options.file, options.overrides)
     folder = StudyFolder(options.out or Path("outputs") / "studies" / study.name)
     processes = options.processes or max(1, (os.cpu_count() or 1) // options.threads)
-    overview = look(study, options.file, folder, retry=options.retry, only=options.only)
+    known = None if options.known is None else read_known(options.known, study)
+    if known is not None and study.stop is not None:
+        raise ConfigError("--known: a study with `stop` decides by its own episodes: leave --known or stop out")
+    overview = look(study, options.file, folder, retry=options.retry, only=options.only, known=known)
     if options.dry_run:
         overview, processes = plan(overview, folder, options), options.processes or (1 if options.gpu else processes)
         show(overview, processes, as_json=options.json)
@@ -83,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     with lock_folder(folder.root):
         if count := set_outdated_aside(overview.jobs_of, folder):
             console.print(f"the recipes of {count} finished cells have changed: their results are in {folder.outdated}")
+        write_recorded(overview.recorded.values(), folder)
         executor = open_executor(options, folder, processes)
         finish(study, overview, folder, executor, options.threads, options.gpus, retry=options.retry)
     after = look(study, options.file, folder, only=options.only)
@@ -160,7 +168,7 @@ def finish(
     if retry:
         for name in overview.jobs:
             folder.forget_failure(name)
-    open_cells = {cell.name: cell for cell in overview.cells}
+    open_cells = {cell.name: cell for cell in overview.cells if cell.name not in overview.recorded}
 
     def write_ended(ended: Collection[str] | None = None) -> Mapping[str, Job]:
         jobs_of = overview.jobs_of if overview.stopping is None else overview.stopping.ask()
