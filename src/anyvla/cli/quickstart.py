@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         run, policy_run = chain.run, (chain.last.recipe, chain.folder(chain.last))
         phases, report = _phases_of_chain(chain), write_chain_report
     phases |= {"evaluate": lambda: evaluate(*policy_run), "report": lambda: report(run)}
-    check_one_process()
+    check_one_process("quickstart")
     with lock_folder(run):
         peak = 0.0
         for number, (name, phase) in enumerate(phases.items(), 1):

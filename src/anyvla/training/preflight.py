@@ -18,7 +18,7 @@ def check_before_data(recipe: TrainingRecipe, run: Path) -> None:
 
     Raises ConfigError, or ValueError for an incomplete checkpoint or one of a later version of anyvla.
     """
-    check_one_process()
+    check_one_process("train")
     _check_measurements(recipe)
     pick_device(recipe.training.device)
     _check_run_folder(recipe, run)
