@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from anyvla.advice.advise import Request, advise
+from anyvla.advice.advise import Advice, Decision, Request, advise
 from anyvla.advice.rate import Call, choose_rate, most_hz
 from anyvla.advice.rules import read_evidence, read_rules
 from anyvla.advice.situation import Situation, of_dataset
-from anyvla.advice.studies import read_studies
+from anyvla.advice.studies import Shown, read_studies
 from anyvla.cli.main import main
 from anyvla.config import ConfigError, override_keys, to_dict
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.files import durable
 from anyvla.recipe import build_recipe, read
-from anyvla.study.file import Comparison
+from anyvla.study.file import Comparison, read_study
 from anyvla.study.store import append_cell
 from tests import small
 from tests.hub_like import SO101, curves, write_hub_like
@@ -101,6 +101,42 @@ def test_no_study_gives_a_policy_without_history_to_a_task_that_needs_it(situati
     against = study_folder(tmp_path / "study", {"none": 0.9, "policy_head": 0.2})
     history = chosen(Request(situation, call_ms=20, needs_memory=True), against)["history"]
     assert (history.value, history.evidence[0].stance) == ("policy_head", "against")
+
+
+def find(situation: Situation, benchmark: str, comparison: str, better: str, worse: str, **facts: bool) -> Advice:
+    """Return the advice with one finding of the study `how`, which compares histories and decoders on one axis."""
+    found = Shown("how", comparison, "structure", (benchmark,), better, worse, general=True, sentence="found")
+    return advise(Request(situation, call_ms=20, **facts), [found])
+
+
+def test_a_finding_on_a_suite_of_memory_counts_only_where_memory_is_needed(situation: Situation) -> None:
+    def history(benchmark: str, **facts: bool) -> Decision:
+        found = find(situation, benchmark, "history", "head-8", "none", **facts)
+        return next(of for of in found.decisions if of.choice == "history")
+
+    assert history("metaworld/mt10").value == "policy_head"
+    assert history("metaworld/recall").value == "none"
+    assert history("metaworld/recall").evidence[0].stance == "open"
+    needed = history("metaworld/recall", needs_memory=True)
+    assert (needed.value, needed.evidence[0].stance) == ("policy_head", "for")
+
+
+def test_a_comparison_of_decoders_says_nothing_of_histories_on_the_same_axis(situation: Situation) -> None:
+    found = {of.choice: of for of in find(situation, "metaworld/mt10", "decoder", "flow", "none").decisions}
+    assert found["decoder"].value == "flow"
+    assert found["history"].value == "none"
+    assert "found" not in [statement.text for statement in found["history"].evidence]
+
+
+def test_the_comparisons_of_studies_that_rules_name_exist() -> None:
+    """And the labels of their options are among those compared."""
+    studies = {path.stem: read_study(path) for path in (Path(__file__).parents[2] / "studies").glob("*.yaml")}
+    for choice in read_rules().choices:
+        for name in choice.comparisons:
+            study, _, comparison = name.partition(".")
+            [compared] = [of for of in studies[study].comparisons if of.name == comparison]
+            labels = {compared.base, *compared.against}
+            assert sum(any(map(option.named, labels)) for option in choice.options) >= 2
 
 
 def test_demonstrations_that_disagree_get_a_decoder_that_samples(situation: Situation) -> None:

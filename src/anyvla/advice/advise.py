@@ -155,7 +155,7 @@ class _Attempt:
     def _choose(self, choice: Choice) -> Option:
         if choice.name == "backbone":
             return self.backbone
-        return overrule(choice, self._prefer(choice), self._list_possible(choice), self.shown)
+        return overrule(choice, self._prefer(choice), self._list_possible(choice), self.shown, self.facts)
 
     def _list_possible(self, choice: Choice) -> list[Option]:
         return [option for option in choice.options if option.possible(self.facts)]
@@ -231,9 +231,17 @@ class _Attempt:
         )
         return override_keys(document, _read_changes(remedy)), plan
 
+    def _read_studies(self, choice: Choice, option: Option) -> Iterator[Statement]:
+        for found in self.shown:
+            if found.is_about(choice):
+                stance: Stance = "open"
+                if choice.counts(found.benchmarks, self.facts):
+                    stance = "for" if option.named(found.better) else "against" if option.named(found.worse) else "open"
+                yield Statement(stance, found.sentence)
+
     def _decide(self, choice: Choice, refused: Sequence[tuple[Option, str]]) -> Decision:
         option = self.chosen[choice.name]
-        statements = list(_from_studies(choice, option, self.shown))
+        statements = list(self._read_studies(choice, option))
         possible = {other.name for other in self._list_possible(choice)}
         statements += [
             Statement(_stance(row.favors, option.name), row.describe(), row.id)
@@ -258,17 +266,6 @@ def _pick(plan: Plan) -> Remedy | None:
 
 def _read_changes(remedy: Remedy) -> list[tuple[str, Any]]:
     return parse_options(shlex.split(" ".join(remedy.options)))
-
-
-def _from_studies(choice: Choice, option: Option, shown: Sequence[Shown]) -> Iterator[Statement]:
-    for found in shown:
-        if found.axis in choice.axes:
-            stance: Stance = "open"
-            if option.named(found.better):
-                stance = "for"
-            elif option.named(found.worse):
-                stance = "against"
-            yield Statement(stance, found.sentence)
 
 
 def _stance(favors: Sequence[str], name: str) -> Stance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,14 @@ class Choice:
     name: str
     options: tuple[Option, ...]
     axes: tuple[str, ...] = ()  # of studies that compare its options
+    comparisons: tuple[str, ...] = ()  # on other axes that do, as study.comparison
+    # Benchmarks whose findings count only under conditions, such as one that cannot be solved without a memory.
+    only_if: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def counts(self, benchmarks: Iterable[str], facts: Facts) -> bool:
+        """Return whether what was found on these benchmarks says something about a situation."""
+        conditions = [self.only_if.get(benchmark, {}) for benchmark in benchmarks]
+        return all(_holds(facts[name], wanted) for needed in conditions for name, wanted in needed.items())
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
