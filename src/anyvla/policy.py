@@ -34,7 +34,7 @@ from anyvla.checkpoint.files import (
 from anyvla.combinations import check_capabilities
 from anyvla.config import ConfigError, build, to_dict
 from anyvla.decoders.base import Committed, DecoderInput, DecoderSpec, Loss
-from anyvla.files import documents, weights
+from anyvla.files import documents, tensor_files, weights
 from anyvla.histories.base import History, StepInputs, WindowReadouts
 from anyvla.migrations import RECIPE
 from anyvla.observing import Implausible, Observer
@@ -368,9 +368,9 @@ class VLA(nn.Module):
     @classmethod
     def build_unloaded(cls, folder: Path, model: VLAConfig, robots: Sequence[Robot]) -> VLA:
         """Build the policy of a checkpoint, without its weights. Raises ValueError with the name of the folder."""
-        with weights.opened(folder / WEIGHTS) as file:
+        with tensor_files.opened(folder / WEIGHTS) as file:
             tensors = ALLOCATED * len(file.keys()) + TENSORS_ANYWAY
-        size = ALLOCATED * (folder / WEIGHTS).stat().st_size + BYTES_ANYWAY
+        size = ALLOCATED * tensor_files.size(folder / WEIGHTS) + BYTES_ANYWAY
         if getattr(model.representation.config, "path", None) is not None and not (folder / "codec").is_dir():
             raise CodecError(f"{folder / 'codec'} is missing: copy the checkpoint again, whole")
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from anyvla.checkpoint.of_chain import last_run, list_stages
 from anyvla.checkpoint.of_run import FINAL, STATE, find_checkpoint, read_state, step_folders
 from anyvla.config import ConfigError, build
-from anyvla.files import weights
+from anyvla.files import tensor_files
 from anyvla.files.documents import as_mapping, read_json, read_yaml
 from anyvla.files.inside import resolve_inside
 from anyvla.files.stage_paths import stage_folder
@@ -65,7 +65,8 @@ def check_checkpoint(folder: Path) -> None:
     file, or is damaged in a way that can be seen without a model.
     """
     check_schemas(folder)
-    lacking = [name for name in (CONFIG, ROBOTS, STATISTICS, WEIGHTS) if not os.path.lexists(folder / name)]
+    lacking = [name for name in (CONFIG, ROBOTS, STATISTICS) if not os.path.lexists(folder / name)]
+    lacking += [] if tensor_files.exist(folder / WEIGHTS) else [WEIGHTS]
     if CONFIG in lacking:
         raise ValueError(f"{folder} is no checkpoint of anyvla: it has no {CONFIG}")
     if lacking:
@@ -79,8 +80,8 @@ def check_checkpoint(folder: Path) -> None:
         path = resolve_inside(folder, name)
         if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST_TEXT:
             raise ValueError(f"{path} has more than {LARGEST_TEXT:,} bytes, too many for such a file")
-    with weights.opened(folder / WEIGHTS):
-        pass  # the header is complete, and no tensor is outside of the file
+    with tensor_files.opened(folder / WEIGHTS):
+        pass  # the headers are complete, and no tensor is outside of its file
     _check_tokenizers(folder / "backbone")
 
 

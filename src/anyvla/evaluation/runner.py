@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from anyvla.checkpoint.files import CONFIG, ROBOTS, STATISTICS, WEIGHTS
 from anyvla.config import ConfigError
 from anyvla.data.episode import conventions
 from anyvla.evaluation.comparison import protocol_differences
@@ -27,6 +28,7 @@ from anyvla.evaluation.rollout import ResultBuilder, Rollout
 from anyvla.evaluation.suites import OpenedSuite
 from anyvla.evaluation.tracks import write_track
 from anyvla.evaluation.workers import EnvironmentFailed
+from anyvla.files import tensor_files
 from anyvla.files.differences import find_differences, format_differences
 from anyvla.files.folder_lock import lock_folder
 from anyvla.interrupted import Interrupted
@@ -43,8 +45,9 @@ ATTEMPTS = 2  # at an episode whose simulator fails
 def hash_checkpoint(checkpoint: Path) -> str:
     """Return a short hash of the files that decide how a checkpoint acts: weights, statistics, configuration."""
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "statistics.json", "embodiments.json", "config.yaml"):
-        with (checkpoint / name).open("rb") as file:
+    others = (checkpoint / name for name in (STATISTICS, ROBOTS, CONFIG))
+    for path in (*tensor_files.list_files(checkpoint / WEIGHTS), *others):
+        with path.open("rb") as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()[:16]

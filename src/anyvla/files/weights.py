@@ -1,18 +1,16 @@
-"""Save and load weights: one safetensors file, read tensor by tensor, so that memory never holds a second copy."""
+"""Save and load weights in safetensors: read tensor by tensor, so that memory never holds a second copy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from anyvla.files.documents import regular_size
+from anyvla.files.tensor_files import Tensors, join_first, opened
 from anyvla.migrations import migrate_weight
 
 AT_ONCE = 1 << 24  # numbers that are looked at together
@@ -71,18 +69,7 @@ def _names_today(tensors: Collection[str], stored: Collection[str]) -> dict[str,
     return found
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[safe_open]:
-    """Open a safetensors file. Raises a ValueError that names it if it is missing, no regular file or damaged."""
-    regular_size(path)
-    try:
-        with safe_open(path, "pt", backend="pread") as file:  # a memory map would hold the file as well
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy the folder again, whole") from error
-
-
-def check_finite(file: safe_open, path: Path, but: Collection[str] = ()) -> None:
+def check_finite(file: Tensors, path: Path, but: Collection[str] = ()) -> None:
     """Raise ValueError if tensors of an open file, except for masks of attention in `but`, hold NaN or infinity."""
     bad = [name for name in file.keys() if name not in but and not _finite(file.get_tensor(name))]  # noqa: SIM118
     if bad:
@@ -99,7 +86,7 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(part.sum(dtype=wide).isfinite() or part.isfinite().all()) for part in parts)
 
 
-def _compare(tensors: dict[str, Tensor], file: safe_open, path: Path, names: Mapping[str, str]) -> None:
+def _compare(tensors: dict[str, Tensor], file: Tensors, path: Path, names: Mapping[str, str]) -> None:
     slices = {name: file.get_slice(stored) for stored, name in names.items()}
     stored = {name: tuple(of.get_shape()) for name, of in slices.items()}
     kinds = {name: of.get_dtype() for name, of in slices.items()}
@@ -137,13 +124,7 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size]:
     return (tensor.data_ptr() if tensor.numel() else id(tensor)), tensor.shape
 
 
-def join_first(names: Iterable[str], most: int = 4) -> str:
-    """Return the first of many names, for a message."""
-    listed = sorted(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
-
-
 def count_elements(path: Path) -> int:
-    """Return the number of elements of all tensors of a file, by its header."""
+    """Return the number of elements of all tensors at a path, by the headers of the files."""
     with opened(path) as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyvla.config import STRICT
-from anyvla.files import weights
+from anyvla.files import tensor_files, weights
 from anyvla.limits import COUNT, WEIGHT, WIDTH
 from anyvla.representations.codec import Codec, CodecError, gripper_dims
 from anyvla.robot.chunks import pad_with_last_action
@@ -239,7 +239,7 @@ def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor
     if not path.is_file():
         raise CodecError(f"{path.parent} holds no fitted VQ ({path.name} is missing): {again}")
     try:
-        with weights.opened(path) as file:
+        with tensor_files.opened(path) as file:
             weights.check_finite(file, path)
             learned = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     except ValueError as error:

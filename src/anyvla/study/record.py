@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from anyvla.checkpoint.files import WEIGHTS
 from anyvla.checkpoint.of_run import FINAL
 from anyvla.config import to_dict
 from anyvla.evaluation.results import EpisodeResult, append_line, read_json_lines, read_results
@@ -103,7 +104,7 @@ def _measure_costs(jobs: CellJobs, folder: StudyFolder, results: list[EpisodeRes
             key = f"minutes.{job.kind}"
             costs[key] = round(costs.get(key, 0.0) + done.minutes, 3)
             costs["memory_gb"] = round(max(costs.get("memory_gb", 0.0), done.memory_gb), 3)
-    costs["parameters"] = count_elements(folder.of(jobs.trainings[-1]) / FINAL / "model.safetensors")
+    costs["parameters"] = count_elements(folder.of(jobs.trainings[-1]) / FINAL / WEIGHTS)
     if results:
         costs["latency_ms"] = round(statistics.median(result.latency_ms for result in results), 2)
     return costs

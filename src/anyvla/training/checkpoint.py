@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from anyvla.checkpoint.files import check_checkpoint
 from anyvla.checkpoint.of_run import FINAL, STATE, Score, read_state, read_step, step_folder, step_folders
-from anyvla.files import durable
+from anyvla.files import durable, tensor_files
 from anyvla.migrations import TRAINING_STATE
 from anyvla.training.state import OPTIMIZER, TrainingState
 
@@ -41,7 +41,8 @@ def check_whole(run: Path, folder: Path) -> None:
 
 def check_resumable(folder: Path) -> None:
     """Raise ValueError with the missing files if training cannot resume from a checkpoint."""
-    lacking = [name for name in (STATE, OPTIMIZER) if not (folder / name).exists()]
+    lacking = [] if (folder / STATE).exists() else [STATE]
+    lacking += [] if tensor_files.exist(folder / OPTIMIZER) else [OPTIMIZER]
     if lacking:
         raise ValueError(
             f"{folder} lacks {' and '.join(lacking)}, and training cannot resume without them: copy the folder again, "

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from anyvla.files import weights
+from anyvla.files import tensor_files, weights
 
 _QUANTILES = {"qmap1": "dynamic", "qmap2": "udynamic"}  # constants of bitsandbytes, which are not saved
 
@@ -45,7 +45,7 @@ def read(path: Path, optimizer: torch.optim.Optimizer, *, may_be_empty: bool = F
     parameters = _parameters(optimizer)
     layouts = [_layout(optimizer, group, parameter) for group, parameter in parameters]
     state: dict[int, dict[str, Any]] = {}
-    with weights.opened(path) as file:
+    with tensor_files.opened(path) as file:
         weights.check_finite(file, path)
         for name in file.keys():  # noqa: SIM118  (it is no mapping)
             if name == "rng":  # of older checkpoints; randomness follows from the step

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from anyvla.checkpoint.files import CONFIG, WEIGHTS
 from anyvla.config import ConfigError
+from anyvla.files import tensor_files
 from anyvla.training import checkpoint
 from anyvla.training.config import TrainingRecipe
 from anyvla.training.device import pick_device
@@ -47,7 +48,7 @@ def _check_run_folder(recipe: TrainingRecipe, run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--out {run} is a file: give the folder of a run, such as outputs/{recipe.name}")
     found = None
-    if (run / CONFIG).is_file() and (run / WEIGHTS).is_file():
+    if (run / CONFIG).is_file() and tensor_files.exist(run / WEIGHTS):
         found = "a checkpoint"
     elif (run / "meta" / "info.json").is_file() or any(_same_folder(Path(s.path), run) for s in recipe.data.sources):
         found = "a data set"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from anyvla.checkpoint.files import WEIGHTS
-from anyvla.files import weights
+from anyvla.files import tensor_files, weights
 from anyvla.files.documents import DocumentError
 from anyvla.policy import VLA
 from anyvla.training import optimizer_state
@@ -83,13 +83,13 @@ class TrainingState:
 
     def _read_raw(self, path: Path) -> dict[str, torch.Tensor]:
         trained = self._trained()
-        with weights.opened(path) as file:
+        with tensor_files.opened(path) as file:
             weights.check_finite(file, path)
             raw = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
         odd = [name for name in raw.keys() | trained.keys() if not _alike(raw.get(name), trained.get(name))]
         if odd:
             raise ValueError(
-                f"{path} does not hold the trained weights of this model ({weights.join_first(odd)}): copy the "
+                f"{path} does not hold the trained weights of this model ({tensor_files.join_first(odd)}): copy the "
                 "checkpoint again, whole"
             )
         return raw

@@ -16,7 +16,7 @@ from anyvla.backbones.adapting.architecture_only import QuantizedShape, builds_a
 from anyvla.backbones.adapting.options import Lora, Quantize, Train
 from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
-from anyvla.files.weights import join_first
+from anyvla.files.tensor_files import join_first
 
 OUTLIERS = 6.0  # larger activations are not multiplied in 8 bits (LLM.int8, section 3.2)
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # they choose the experts: small and sensitive

@@ -24,7 +24,7 @@ from anyvla.backbones.adapting.parts import parameters_by_part
 from anyvla.backbones.base import MODEL_PARTS, Backbone, ModelPart
 from anyvla.files.documents import as_mapping, read_object
 from anyvla.files.inside import check_name
-from anyvla.files.weights import join_first
+from anyvla.files.tensor_files import join_first
 
 KEPT: dict[Pretrained, tuple[ModelPart, ...]] = {
     "full": MODEL_PARTS,

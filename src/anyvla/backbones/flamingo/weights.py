@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anyvla.files.weights import join_first
+from anyvla.files.tensor_files import join_first
 
 # Parts of names that come from wrappers of the original training.
 _WRAPPERS = re.compile(r"^module\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")

@@ -28,7 +28,7 @@ from anyvla.backbones.base import ModelPart
 from anyvla.backbones.composed import Components, ComposedBackbone
 from anyvla.config import STRICT
 from anyvla.files.documents import as_mapping, read_object
-from anyvla.files.weights import join_first
+from anyvla.files.tensor_files import join_first
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_CLASSES = ("AutoModelForCausalLM", "AutoModel")

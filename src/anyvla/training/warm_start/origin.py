@@ -26,7 +26,7 @@ from anyvla.checkpoint.files import (
     read_robots,
 )
 from anyvla.config import ConfigError, build
-from anyvla.files import weights
+from anyvla.files import tensor_files, weights
 from anyvla.policy import VLA, VLAConfig
 from anyvla.registry import suggest
 from anyvla.robot.shared_layout import Robot
@@ -59,7 +59,7 @@ class Origin:
     @contextlib.contextmanager
     def opened(self, stored: dict[str, str], scale: float | None) -> Iterator[Callable[[str], Tensor]]:
         """Yield a function that reads a tensor. With `scale`, adapters of LoRA are merged into the layers' weights."""
-        with weights.opened(self.folder / WEIGHTS) as file:
+        with tensor_files.opened(self.folder / WEIGHTS) as file:
 
             def read(name: str) -> Tensor:
                 tensor: Tensor = file.get_tensor(stored[name])
