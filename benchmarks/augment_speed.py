@@ -84,7 +84,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    generators = [torch.Generator().manual_seed(row) for row in range(options.batch)]
     shape = (options.batch, options.window, options.views, options.size, options.size, 3)
     images = rng.integers(0, 256, shape, np.uint8)
     tensor = torch.from_numpy(images)
@@ -93,7 +94,7 @@ def main() -> None:
 
     def now(crop: float = 1.0, **fields: float) -> Callable[[], object]:
         config = build(AugmentConfig, fields)
-        return lambda: augment(tensor, config, crop, generator)
+        return lambda: augment(tensor, config, crop, generators, [options.window] * options.batch)
 
     times = milliseconds(
         {

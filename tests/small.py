@@ -155,6 +155,11 @@ def batch(windows: int, steps: int, seed: int = 0, chunk: int = 4) -> Batch:
     )
 
 
+def generators(count: int, seed: int = 0) -> list[torch.Generator]:
+    """Return generators with different seeds, for the windows of a batch or the steps of a loss."""
+    return [torch.Generator().manual_seed(1000 * seed + i) for i in range(count)]
+
+
 def observation(of: Batch, row: int, step: int) -> Observation:
     images = of.images[row, step].numpy()
     return Observation({"corner": images[0], "wrist": images[1]}, of.proprio[row, step].numpy())

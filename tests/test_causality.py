@@ -75,7 +75,9 @@ def compute_outputs(vla: VLA, data: Batch) -> Outputs:
 
         def losses(read: Any) -> Tensor:
             of_each = OWN[:, :, None].expand(-1, -1, actions.shape[1])
-            return torch.stack([vla.decoder.loss(read, actions, mask, make_generator()).total for mask in of_each])
+            return torch.stack(
+                [vla.decoder.loss(read, actions, mask, [make_generator()] * WINDOW).total for mask in of_each]
+            )
 
         generators = [make_generator(step) for step in range(len(actions))]
         chunks = vla.decoder.sample(context, generators)
@@ -148,7 +150,7 @@ def test_a_step_depends_on_itself_and_its_past_only(history: str, decoder: str, 
 @pytest.mark.parametrize(("history", "decoder"), CASES)
 def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs: dict[str, Path | None]) -> None:
     vla, data = make_policy(history, decoder, codecs), batch(1, WINDOW)
-    vla.loss(data, make_generator()).value.backward()
+    vla.loss(data, [make_generator()]).value.backward()
     assert vla.queries.grad.abs().amax(1).gt(0).tolist() == [True, True]
     vision = next(vla.backbone.model.model.vision_tower.parameters())
     parts = [
@@ -163,7 +165,7 @@ def test_the_loss_trains_all_that_a_step_sees(history: str, decoder: str, codecs
         vla.zero_grad()
         context = vla.read(data)
         blind = dataclasses.replace(context, context=torch.zeros_like(context.context))
-        vla.decoder.loss(blind, data.actions[0], data.action_mask[0], make_generator()).value.backward()
+        vla.decoder.loss(blind, data.actions[0], data.action_mask[0], [make_generator()] * WINDOW).value.backward()
         assert vision.grad is not None
         assert vision.grad.any()
 
@@ -188,8 +190,7 @@ def test_the_beginning_of_a_window_equals_a_shorter_window(
 
 
 def select_window(data: Batch, window: int) -> Batch:
-    keys = {k: v[window : window + 1] for k, v in vars(data).items() if isinstance(v, Tensor)}
-    return dataclasses.replace(data, instructions=data.instructions[window : window + 1], **keys)
+    return data.cut(window, window + 1)
 
 
 @pytest.mark.parametrize("past", ["hidden", "visible"])

@@ -20,7 +20,7 @@ from anyvla.combinations import Combination, combinations
 from anyvla.policy import VLA
 from anyvla.session import Session
 from anyvla.types import Batch
-from tests.small import FUSERS, HISTORIES, batch, cut, embodiment, fit_codec, observation, policy, windowed
+from tests.small import FUSERS, HISTORIES, batch, cut, embodiment, fit_codec, generators, observation, policy, windowed
 
 VALID = [c for c in combinations() if c.reason is None]
 STEPS = 5
@@ -91,10 +91,6 @@ def act(vla: VLA, data: Batch, rows: list[int], step: int, sessions: list[Any]) 
     return torch.from_numpy(np.stack([c.actions for c in chunks]))
 
 
-def noise() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def test_there_are_sixty_combinations_and_each_pair_has_a_representative() -> None:
     assert len(VALID) >= 60
     assert set(REPRESENTATIVE) | set(FEW) <= set(VALID)
@@ -152,7 +148,7 @@ def test_masked_steps_and_actions_change_no_loss(structure: Combination, vla: VL
         actions=torch.where(action_mask[..., None], data.actions, other.actions),
         proprio=torch.where(step_mask[..., None], data.proprio, other.proprio),
     )
-    one, two = vla.loss(masked, noise()), vla.loss(garbage, noise())
+    one, two = vla.loss(masked, generators(2)), vla.loss(garbage, generators(2))
     torch.testing.assert_close(one.value, two.value)
     assert torch.isfinite(one.value)
     assert one.count == action_mask.sum() * 4
@@ -163,13 +159,13 @@ def test_it_overfits_one_batch(structure: Combination, vla: VLA) -> None:
     vla.train()
     data = batch(2, vla.history.window)
     optimizer = torch.optim.AdamW([p for p in vla.parameters() if p.requires_grad], 4e-3, weight_decay=0.0)
-    first = float(vla.loss(data, noise()).value.detach())
+    first = float(vla.loss(data, generators(2)).value.detach())
     for step in range(300):
         optimizer.zero_grad()
-        vla.loss(data, torch.Generator().manual_seed(step % 4)).value.backward()
+        vla.loss(data, generators(2, step % 4)).value.backward()
         torch.nn.utils.clip_grad_norm_(vla.parameters(), 1.0)
         optimizer.step()
-        if step % 10 == 9 and float(vla.loss(data, noise()).value.detach()) < 0.25 * first:
+        if step % 10 == 9 and float(vla.loss(data, generators(2)).value.detach()) < 0.25 * first:
             return
     pytest.fail("the loss of one batch stays above a quarter of what it was")
 
@@ -178,10 +174,10 @@ def test_it_overfits_one_batch(structure: Combination, vla: VLA) -> None:
 def test_it_runs_in_bfloat16(structure: Combination, vla: VLA) -> None:
     data = batch(2, vla.history.window)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = vla.train().loss(data, noise()).value
+        loss = vla.train().loss(data, generators(2)).value
         loss.backward()
         [chunk] = vla.eval().act([observation(data, 0, 0)], [vla.start("open it")])
-    exact = float(vla.loss(data, noise()).value.detach())
+    exact = float(vla.loss(data, generators(2)).value.detach())
     assert float(loss.detach()) == pytest.approx(exact, rel=0.1)
     assert np.isfinite(chunk.actions).all()
     assert all(torch.isfinite(p.grad).all() for p in vla.parameters() if p.grad is not None)

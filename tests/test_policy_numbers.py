@@ -16,7 +16,7 @@ from anyvla.policy import VLA
 from anyvla.robot.normalize import Statistics
 from anyvla.robot.shared_layout import Robot
 from anyvla.types import Observation
-from tests.small import HISTORIES, batch, embodiment, model, observation, policy, statistics
+from tests.small import HISTORIES, batch, embodiment, generators, model, observation, policy, statistics
 
 # The statistics of the small robot: quantiles and extremes -2 and 2, mean 0.5, standard deviation 2.
 MEAN, STD, REACH = 0.5, 2.0, 2.0
@@ -26,8 +26,8 @@ def record_losses(vla: VLA) -> list[tuple[torch.Tensor, torch.Tensor, Any]]:
     """Record the actions, masks and generators that reach the loss of the decoder."""
     seen: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
 
-    def loss(context: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, generator: Any = None) -> Loss:
-        seen.append((actions, mask, generator))
+    def loss(context: DecoderInput, actions: torch.Tensor, mask: torch.Tensor, generators: Any = None) -> Loss:
+        seen.append((actions, mask, generators))
         return Loss(actions.sum(), mask.sum().float())
 
     vla.decoder.loss = loss
@@ -37,13 +37,13 @@ def record_losses(vla: VLA) -> list[tuple[torch.Tensor, torch.Tensor, Any]]:
 def test_the_decoder_learns_actions_scaled_by_their_quantiles_and_clipped() -> None:
     vla, data = policy(), batch(1, 1)
     data.actions[0, 0, 0] = torch.tensor([1.0, -0.5, 5.0, 0.25])
-    seen, generator = record_losses(vla), torch.Generator()
-    vla.loss(data, generator)
+    seen = record_losses(vla)
+    vla.loss(data)
     actions, mask, given = seen[0]
     # The gripper is scaled by its declared range, -1 to 1.
     torch.testing.assert_close(actions[0, 0], torch.tensor([0.5, -0.25, 1.0, 0.25]))
     assert mask.all()
-    assert given is generator
+    assert given is None
 
 
 def test_the_decoder_learns_only_valid_actions() -> None:
@@ -51,9 +51,11 @@ def test_the_decoder_learns_only_valid_actions() -> None:
     data.action_mask[0, 1, 2:] = False
     data.step_mask[1, 1:] = False
     data.action_mask[1, 1:] = False
-    seen = record_losses(vla)
-    vla.loss(data)
-    assert seen[0][1].sum(1).tolist() == [4, 2, 4, 4]
+    seen, of_windows = record_losses(vla), generators(2)
+    vla.loss(data, of_windows)
+    _, mask, of_steps = seen[0]
+    assert mask.sum(1).tolist() == [4, 2, 4, 4]
+    assert all(g is of_windows[row] for g, row in zip(of_steps, [0, 0, 0, 1], strict=True))
     assert vla.count_elements(data) == 14 * 4
 
 

@@ -16,7 +16,7 @@ from anyvla.robot.normalize import Statistics
 from anyvla.robot.shared_layout import Robot
 from anyvla.robot.space import ActionSpace, Group
 from anyvla.types import Batch, Observation
-from tests.small import SIZE, fit_codec_to, model
+from tests.small import SIZE, fit_codec_to, generators, model
 
 HAND = Group(name="position", size=3, kind="position", mode="delta")
 
@@ -104,8 +104,7 @@ def batch(vla: VLA, seed: int = 0, steps: int = 3) -> Batch:
 
 
 def select_row(data: Batch, index: int) -> Batch:
-    cut = {k: v[index : index + 1] for k, v in vars(data).items() if isinstance(v, torch.Tensor)}
-    return Batch(instructions=[data.instructions[index]], **cut)
+    return data.cut(index, index + 1)
 
 
 def observation(vla: VLA, data: Batch, index: int, step: int) -> Observation:
@@ -149,7 +148,7 @@ def test_a_loss_is_the_mean_over_the_dims_that_each_robot_has(name: str, tmp_pat
     data = batch(vla)
     assert vla.count_elements(data) == 3 * 4 * (4 + 7 + 14)
     with torch.no_grad():
-        loss = vla.loss(data, torch.Generator().manual_seed(0))
+        loss = vla.loss(data, generators(3))
         assert int(loss.count) == vla.count_elements(data)
         assert torch.isfinite(loss.value)
         if name in ("regression", "tokens", "lm_tokens"):  # no noise: the whole is the sum of its rows
@@ -166,10 +165,9 @@ def test_dims_that_a_robot_lacks_change_nothing(name: str, tmp_path: Path):
     lacking = ~vla.action_normalizer.known[data.robots]
     other = dataclasses.replace(data, actions=data.actions + 5.0 * lacking[:, None, None])
     with torch.no_grad():
-        losses = [vla.loss(d, torch.Generator().manual_seed(0)).total for d in (data, other)]
+        losses = [vla.loss(d, generators(3)).total for d in (data, other)]
         torch.testing.assert_close(*losses, rtol=0, atol=0)
-        generators = [torch.Generator().manual_seed(i) for i in range(9)]
-        chunk = vla.decoder.sample(vla.read(data), generators).view(3, 3, 4, -1)
+        chunk = vla.decoder.sample(vla.read(data), generators(9)).view(3, 3, 4, -1)
     if name != "regression":
         assert not chunk[lacking[:, None, None].expand_as(chunk)].any()
 

@@ -79,7 +79,7 @@ def record_policy(config: VLAConfig, training: Any, folder: Path) -> Iterator[tu
     optim = build_optimizer(training, vla)
     for step in range(2):
         optim.zero_grad()
-        loss = vla.loss(data, torch.Generator().manual_seed(step))
+        loss = vla.loss(data, [torch.Generator().manual_seed(step) for _ in data.instructions])
         loss.value.backward()
         yield f"loss {step}", checksum(loss.value)
         yield f"gradients {step}", checksum_unordered(p.grad for p in vla.parameters() if p.grad is not None)

@@ -123,13 +123,15 @@ class VLA(nn.Module):
         robots = [(r.embodiment.name, r.statistics.fingerprint) for r in self.robots]
         return hashlib.sha256(f"{robots}".encode() + queries.tobytes()).hexdigest()[:16]
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
+    def loss(self, batch: Batch, generators: Sequence[torch.Generator] | None = None) -> Loss:
         """Return the loss over every valid step of every window.
 
-        `generator` (on the CPU) makes the noise and times of decoders that sample them. None: PyTorch's own generator.
+        `generators` (on the CPU), one for each window, make the noise and times of decoders that sample them. None:
+        PyTorch's own generator.
         """
         actions = self._normalize_actions(batch)
-        return self.decoder.loss(self._read(batch, actions), actions, batch.action_mask[batch.step_mask], generator)
+        of_steps = None if generators is None else batch.spread(generators)
+        return self.decoder.loss(self._read(batch, actions), actions, batch.action_mask[batch.step_mask], of_steps)
 
     def count_elements(self, batch: Batch) -> int:
         """Return the number of action elements that the loss of a batch averages over."""
@@ -145,9 +147,7 @@ class VLA(nn.Module):
 
     def _read(self, batch: Batch, actions: Float[Tensor, "M N A"]) -> DecoderInput:
         valid = batch.step_mask
-        instructions = [
-            text for text, row in zip(batch.instructions, valid, strict=True) for _ in range(int(row.sum()))
-        ]
+        instructions = batch.spread(batch.instructions)
         proprio = self.proprio_normalizer.normalize(batch.proprio, batch.robots)  # (B, T, P)
         past = None
         if self.history.sees_past:

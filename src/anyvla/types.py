@@ -9,13 +9,17 @@ A action dims, P proprio dims, M steps of all windows together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from anyvla_sim.base import Observation as Observation  # shared with the environment side
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,25 @@ class Batch:
     robots: Int64[Tensor, "B"]  # index of the robot of each window; dims that a robot lacks are 0
     # data set, episode and last step of each window, by number; `WindowDataset.describe` names them. None: not known
     samples: Int64[Tensor, "B 3"] | None = None
+    # The number of the first window in the whole batch of the step, of which this may be a part
+    first_row: int = 0
+
+    def cut(self, begin: int, end: int) -> Batch:
+        """Return the windows `begin` to `end`."""
+        fields = {name: value for name, value in vars(self).items() if isinstance(value, Sequence | Tensor)}
+        cut: dict[str, Any] = {name: value[begin:end] for name, value in fields.items()}
+        return replace(self, **cut, first_row=self.first_row + begin)
+
+    def spread(self, values: Sequence[T]) -> list[T]:
+        """Return the value of each window once for each of its valid steps."""
+        counts = self.step_mask.sum(1).tolist()
+        return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on a device."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def backward(vla: Any, windows: int = 8) -> tuple[dict[str, torch.Tensor], int]:
     vla.zero_grad()
     torch.manual_seed(0)
     with PeakMemory() as memory:
-        loss = vla.loss(small.batch(windows, vla.history.window), torch.Generator().manual_seed(0))
+        loss = vla.loss(small.batch(windows, vla.history.window), small.generators(windows))
         (loss.total / loss.count).backward()
     return {name: p.grad.clone() for name, p in vla.named_parameters() if p.grad is not None}, memory.peak
 

@@ -55,7 +55,7 @@ def fit(
     losses = []
     for _ in range(rounds):
         sign = torch.randint(2, (len(actions), 1, 1), generator=g) * 2 - 1
-        loss = decoder.loss(inputs, actions + (0 if modes is None else sign * modes), mask, g).value
+        loss = decoder.loss(inputs, actions + (0 if modes is None else sign * modes), mask, [g] * len(actions)).value
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

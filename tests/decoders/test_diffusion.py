@@ -65,7 +65,7 @@ def test_levels_are_uniform_and_noise_is_normal():
     )
     steps = 20_000
     nothing = torch.zeros(steps, N, A), torch.ones(steps, N, dtype=torch.bool)
-    decoder.loss(DecoderInput(torch.zeros(steps, C)), *nothing, generators(1)[0])
+    decoder.loss(DecoderInput(torch.zeros(steps, C)), *nothing, generators(1) * steps)
     noisy, level = seen[0]
     counts = torch.bincount(level, minlength=100)
     assert len(counts) == 100
@@ -189,7 +189,7 @@ def test_padding_changes_neither_loss_nor_gradients(prediction):
     results = []
     for padding in (0.0, 7.0):
         decoder.zero_grad()
-        loss = decoder.loss(inputs, actions.masked_fill(~mask[..., None], padding), mask, generators(1)[0])
+        loss = decoder.loss(inputs, actions.masked_fill(~mask[..., None], padding), mask, generators(5))
         loss.value.backward()
         results.append([loss.value.detach(), *(p.grad.clone() for p in decoder.parameters())])
     torch.testing.assert_close(results[0], results[1])

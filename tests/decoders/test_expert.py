@@ -151,9 +151,7 @@ def test_without_a_codec_the_flow_trains_the_backbone():
     model = backbone()
     decoder = expert(model)
     inputs = after(model, COUNTS)
-    decoder.loss(
-        inputs, actions(), torch.ones(M, N, dtype=torch.bool), torch.Generator().manual_seed(0)
-    ).value.backward()
+    decoder.loss(inputs, actions(), torch.ones(M, N, dtype=torch.bool), generators()).value.backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in decoder.parameters())
     assert model.model.model.language_model.layers[0].self_attn.k_proj.weight.grad.any()
 
@@ -173,8 +171,7 @@ def test_with_a_codec_the_backbone_learns_from_tokens_only():
         loss = loss_of(inputs)
         return loss, torch.autograd.grad(loss.value, [vector, *language], allow_unused=True)
 
-    g = torch.Generator
-    joint, of_joint = gradients(lambda c: decoder.loss(c, actions(), mask, g().manual_seed(0)))
+    joint, of_joint = gradients(lambda c: decoder.loss(c, actions(), mask, generators()))
     tokens, of_tokens = gradients(lambda c: decoder.tokens.loss(c, actions(), mask))
     for mine, wanted in zip(of_joint, of_tokens, strict=True):
         assert (mine is None) == (wanted is None)
@@ -200,7 +197,7 @@ def test_it_overfits_one_batch():
     assert error(decoder, inputs) > 0.3
     for _ in range(400):
         optimizer.zero_grad()
-        decoder.loss(inputs, actions(), mask, g).value.backward()
+        decoder.loss(inputs, actions(), mask, [g] * M).value.backward()
         optimizer.step()
     assert error(decoder, inputs) < 0.1
 

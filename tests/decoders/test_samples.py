@@ -50,7 +50,7 @@ def noise_and_times(
     decoder.loss_at = record
     steps = len(inputs.context)
     actions = torch.zeros(steps, *decoder.shape)
-    decoder.loss(inputs, actions, actions[..., 0] == 0, torch.Generator().manual_seed(seed))
+    decoder.loss(inputs, actions, actions[..., 0] == 0, [torch.Generator().manual_seed(seed)] * steps)
     return tuple(seen)
 
 

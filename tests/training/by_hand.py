@@ -112,9 +112,10 @@ def batch_of(
     """Return the batch of step 0, 1, ..., its images augmented. `windows` and `robots`: of each source."""
     rows = [windows[source][number] for source, number in zip(draw.sources, draw.windows, strict=True)]
     images, proprio, instructions, actions, there, valid = (list(column) for column in zip(*rows, strict=True))
-    noise = torch.Generator().manual_seed(seed_of(s.seed, step, 0, 2))
+    counts = [int(own.sum()) for own in valid]
+    moves = generators_of(s.seed, step, 2, range(s.batch_size))
     return Batch(
-        images=augment(torch.stack(images), AugmentConfig(shift=s.shift), s.crop, noise),
+        images=augment(torch.stack(images), AugmentConfig(shift=s.shift), s.crop, moves, counts),
         proprio=torch.stack(proprio),
         instructions=instructions,
         actions=torch.stack(actions),
@@ -124,21 +125,44 @@ def batch_of(
     )
 
 
-def part(batch: Batch, rows: slice) -> Batch:
-    """Return some windows of a batch."""
-    return Batch(**{name: value[rows] for name, value in vars(batch).items() if value is not None})
+def generators_of(seed: int, step: int, kind: int, rows: range) -> list[torch.Generator]:
+    """Return the generator of each row of the whole batch of step 0, 1, ...: of its noise (0) or its images (2)."""
+    numbers = np.random.SeedSequence((seed, step, 0, kind)).generate_state(rows.stop, np.uint64)
+    return [torch.Generator().manual_seed(int(numbers[row]) // 2) for row in rows]
 
 
-def distances(vla: VLA, batch: Batch, noise: torch.Generator) -> dict[str, Tensor] | Tensor:
+def distances(vla: VLA, batch: Batch, noise: list[torch.Generator]) -> dict[str, Tensor] | Tensor:
     """Return the sum of the distances of each group of actions; of a flow decoder, the sum of all."""
     context, valid = vla.read(batch), batch.step_mask
     target, there = vla.action_normalizer.normalize(batch.actions, batch.robots)[valid], batch.action_mask[valid]
     if vla.config.decoder.name == "flow":
-        return vla.decoder.loss(context, target, there, noise).total
+        each = [g for g, own in zip(noise, valid, strict=True) for _ in range(int(own.sum()))]
+        return vla.decoder.loss(context, target, there, each).total
     off = (vla.decoder(context.context).float() - target).abs() * there[..., None]
     if "still" in vla.layout.names:  # its second dim never varies
         off = off[..., [0, 2, 3]]
     return {"position": off[..., :-1].sum(), "gripper": off[..., -1].sum()}
+
+
+def join(batches: list[Batch]) -> Batch:
+    columns = {name: [getattr(b, name) for b in batches] for name in vars(batches[0])}
+    del columns["samples"], columns["first_row"]
+    texts = [text for (text,) in columns.pop("instructions")]
+    return Batch(instructions=texts, **{name: torch.cat(of) for name, of in columns.items()})
+
+
+def loss_by_hand(vla: VLA, batches: list[Batch], seed: int, size: int, first: int) -> tuple[float, float]:
+    """Return the summed loss of the windows of one data set and the number of elements. `first`: its first window."""
+    total = count = 0.0
+    for begin in range(0, len(batches), size):
+        part = join(batches[begin : begin + size])
+        row = first + begin
+        noise = generators_of(seed, 0, 0, range(row, row + len(part.instructions)))
+        with torch.no_grad():
+            off = distances(vla, part, noise)
+        total += float(sum(off.values()) if isinstance(off, dict) else off)
+        count += 4 * int(part.action_mask.sum())
+    return total, count
 
 
 def train_by_hand(s: Settings, model: VLAConfig, mixture: Mixture, robots: list[Robot]) -> Iterator[Step]:
@@ -163,10 +187,11 @@ def train_by_hand(s: Settings, model: VLAConfig, mixture: Mixture, robots: list[
         loss, parts = 0.0, {}
         size = s.batch_size // s.accumulate
         for number in range(s.accumulate):
-            torch.manual_seed(seed_of(s.seed, step, number, 1))  # of dropout
-            noise = torch.Generator().manual_seed(seed_of(s.seed, step, number, 0))
+            begin, end = number * size, (number + 1) * size
+            torch.manual_seed(seed_of(s.seed, step, begin, 1))  # of dropout
+            noise = generators_of(s.seed, step, 0, range(begin, end))
             with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
-                off = distances(vla, part(batch, slice(number * size, (number + 1) * size)), noise)
+                off = distances(vla, batch.cut(begin, end), noise)
             total = sum(off.values()) if isinstance(off, dict) else off
             assert isinstance(total, Tensor)
             (total / sum(elements.values())).backward()

@@ -183,9 +183,10 @@ class Numbered:
         }
 
 
-def made(start: int, workers: int, **keys: Any) -> list[Batch]:
+def made(start: int, workers: int, rows: range | None = None, **keys: Any) -> list[Batch]:
     config = build(TrainingConfig, {"steps": 6, "batch_size": 4, "augment": {"shift": 2}} | keys)
-    return list(make_batches(start, Numbered(workers > 0), config, ViewConfig(), workers, 60.0))  # type: ignore[arg-type]
+    windows: Any = Numbered(workers > 0)
+    return list(make_batches(start, windows, config, ViewConfig(), workers, 60.0, rows=rows))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -201,16 +202,30 @@ def test_workers_give_the_batches_of_the_thread_in_order(threads: None, start: i
 
 
 def test_batches_follow_from_the_seed_and_the_step() -> None:
-    """The sampler's windows in its order, shifted by a generator of (seed, step) alone."""
+    """The sampler's windows in its order, each shifted by a generator of (seed, step, row) alone."""
     sampler = MixtureSampler([40, 10], [0.75, 0.25], 4, 7)
     for step, batch in enumerate(made(0, 0, seed=7)):
         draw = sampler.sample(step)
-        seed = int(np.random.SeedSequence((7, step, 0, 2)).generate_state(1, np.uint64)[0]) // 2
+        seeds = np.random.SeedSequence((7, step, 0, 2)).generate_state(4, np.uint64)
+        of_rows = [torch.Generator().manual_seed(int(seed) // 2) for seed in seeds]
         plain = torch.from_numpy(Numbered(False).batch(draw)["images"])
-        shifted = augment(plain, AugmentConfig(shift=2), 1.0, torch.Generator().manual_seed(seed))
+        shifted = augment(plain, AugmentConfig(shift=2), 1.0, of_rows, [1] * 4)
         assert torch.equal(batch.images, shifted)
         assert batch.instructions == [str(c) for c in draw.chance]
         assert batch.robots.tolist() == draw.sources.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_parts_of_a_batch_are_its_rows(threads: None, workers: int) -> None:
+    """So several processes train on the windows of one, with the same images and instructions."""
+    whole = made(0, 0, batch_size=8)
+    for rows in (range(2), range(2, 6), range(6, 8)):
+        for batch, part in zip(whole, made(0, workers, rows, batch_size=8), strict=True):
+            assert part.first_row == rows.start
+            assert len(part.instructions) == len(part.images) == len(rows)
+            expected = batch.cut(rows.start, rows.stop)
+            assert same(part, expected)
+            assert torch.equal(part.robots, expected.robots)
 
 
 def test_steps_seeds_windows_and_views_shift_each_in_their_own_way() -> None:

@@ -12,7 +12,14 @@ import torch
 
 from anyvla.config import ConfigError, build
 from anyvla.training.config import TrainingConfig
-from anyvla.training.randomness import DROPOUT, IMAGES, NOISE, derive_seed, seed_generators
+from anyvla.training.randomness import (
+    DROPOUT,
+    IMAGES,
+    NOISE,
+    derive_seed,
+    make_generators,
+    seed_global_generators,
+)
 
 
 def test_no_two_seeds_steps_pieces_and_purposes_share_a_seed() -> None:
@@ -35,14 +42,25 @@ def test_every_generator_is_seeded_from_the_step(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
 
     def sample_all(*of: int) -> tuple[Any, ...]:
-        generator = seed_generators(*of)
-        values = torch.rand(()).item(), float(np.random.rand()), random.random(), torch.rand((), generator=generator)
+        seed_global_generators(*of)
+        seed, step, row = of
+        [noise] = make_generators(seed, step, NOISE, range(row, row + 1))
+        values = torch.rand(()).item(), float(np.random.rand()), random.random(), torch.rand((), generator=noise)
         return *map(float, values), cuda[-1]
 
     assert sample_all(0, 1, 0) == sample_all(0, 1, 0)
     others = [sample_all(1, 1, 0), sample_all(0, 2, 0), sample_all(0, 1, 1)]
     assert all(a != b for other in others for a, b in zip(sample_all(0, 1, 0), other, strict=True))
     assert sample_all(0, 1, 0)[0] != sample_all(0, 1, 0)[3]  # dropout does not follow the noise
+
+
+def test_a_row_has_its_generator_in_any_part_of_a_batch() -> None:
+    """The seeds are the first numbers of one SeedSequence, in order."""
+    numbers = np.random.SeedSequence((3, 5, 0, IMAGES)).generate_state(8, np.uint64)
+    assert [g.initial_seed() for g in make_generators(3, 5, IMAGES, range(8))] == [int(n) // 2 for n in numbers]
+    assert [g.initial_seed() for g in make_generators(3, 5, IMAGES, range(2, 4))] == [int(n) // 2 for n in numbers[2:4]]
+    others = [make_generators(*key, range(8)) for key in ((4, 5, IMAGES), (3, 6, IMAGES), (3, 5, NOISE))]
+    assert len({g.initial_seed() for of in others for g in of} | {int(n) // 2 for n in numbers}) == 32
 
 
 def test_a_seed_that_no_generator_takes_is_refused() -> None:

@@ -42,7 +42,6 @@ BASE: dict[str, Any] = {
 WEIGHTS: dict[str, Any] = {  # settings that change the weights
     "steps": 4,
     "batch_size": 4,
-    "accumulate": 2,  # the noise
     "seed": 1,
     "precision": "bfloat16",
     "ema": {"decay": 0.5},
@@ -74,6 +73,7 @@ WITHIN: dict[str, tuple[dict[str, Any], Any]] = {
 }
 # each has a test of its own
 OTHERS = {
+    "accumulate",  # tests/training/test_rows.py
     "gradient_checkpointing",
     "compile",
     "spikes",

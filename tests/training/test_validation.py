@@ -28,7 +28,7 @@ from anyvla.training.measurements import undisturbed
 from anyvla.training.validation import Validation
 from anyvla.types import Batch, Observation
 from tests import small
-from tests.training.by_hand import distances, seed_of
+from tests.training.by_hand import loss_by_hand
 
 BEFORE = {"name": "policy_head", "window": 2}
 RECURRENT = {"name": "recurrent", "steps": 16}
@@ -94,25 +94,6 @@ def windows_by_hand(mixture: Mixture, window: int) -> list[list[Batch]]:
     return out
 
 
-def join(batches: list[Batch]) -> Batch:
-    columns = {name: [getattr(b, name) for b in batches] for name in vars(batches[0]) if name != "samples"}
-    texts = [text for (text,) in columns.pop("instructions")]
-    return Batch(instructions=texts, **{name: torch.cat(of) for name, of in columns.items()})
-
-
-def loss_by_hand(vla: VLA, batches: list[Batch], seed: int, size: int, number: int) -> tuple[float, float]:
-    """Return the summed loss of the windows of one data set and the number of elements."""
-    total = count = 0.0
-    for begin in range(0, len(batches), size):
-        part = join(batches[begin : begin + size])
-        noise = torch.Generator().manual_seed(seed_of(seed, number + begin // size, 0, 0))
-        with torch.no_grad():
-            off = distances(vla, part, noise)
-        total += float(sum(off.values()) if isinstance(off, dict) else off)
-        count += 4 * int(part.action_mask.sum())
-    return total, count
-
-
 @pytest.mark.parametrize("decoder", ["regression", "flow"])
 def test_the_loss_is_the_one_computed_by_hand(root, decoder):
     model = small.model(BEFORE, LSTM, decoder=decoder)
@@ -133,14 +114,14 @@ def test_each_data_set_counts_by_its_share(root):
     vla = VLA(recipe.model, mixture.robots())
     measured = validation(recipe, mixture, vla).measure(1)["validation.loss"]
     assert mixture.validation is not None
-    per_step, number = [], 0
+    per_step, first = [], 0
     for dataset, batches in zip(
         mixture.validation.datasets, windows_by_hand(mixture.validation, window=2), strict=True
     ):
-        total, count = loss_by_hand(vla.eval(), batches, 0, 4, number)
+        total, count = loss_by_hand(vla.eval(), batches, 0, 4, first)
         steps = int(dataset.lengths.sum())
         per_step.append((total / steps, count / steps))
-        number += -(-len(batches) // 4)
+        first += len(batches)
     assert measured == pytest.approx(sum(t for t, _ in per_step) / sum(c for _, c in per_step), rel=1e-5)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,11 +107,17 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def loss(
-        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
+        self,
+        inputs: DecoderInput,
+        actions: Chunks,
+        mask: ActionMask,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Loss:
         """Return the loss against normalized actions, over `inputs.valid_elements(mask)` only.
 
-        `generator` (on the CPU) makes the noise and times of decoders that sample them. None: PyTorch's own.
+        `generators` (on the CPU) make the noise and times of decoders that sample them: one for each step. The steps of
+        a window are consecutive and share theirs. So the noise of a window depends neither on the other windows of the
+        batch nor on the device. None: PyTorch's own.
         """
 
     @abstractmethod
@@ -149,6 +156,24 @@ def sample_noise(
     if generators is None:
         return distribution(len(like), *shape, device=like.device)
     return torch.stack([distribution(*shape, generator=g) for g in generators]).to(like.device)
+
+
+def sample_by_window(
+    count: int,
+    generators: Sequence[torch.Generator] | None,
+    sample: Callable[[int, torch.Generator | None], Shaped[Tensor, "m ..."]],
+) -> Shaped[Tensor, "M ..."]:
+    """Return random numbers for M = `count` steps, of which those of one window are sampled at once.
+
+    `generators`: one for each step, the same for the consecutive steps of a window. `sample(m, generator)` returns the
+    numbers of m steps. Raises ValueError for another number of generators.
+    """
+    if generators is None:
+        return sample(count, None)
+    if len(generators) != count:
+        raise ValueError(f"the loss needs one generator for each of the {count} steps, got {len(generators)}")
+    windows = [list(own) for _, own in groupby(generators, key=id)]
+    return torch.cat([sample(len(own), own[0]) for own in windows]) if windows else sample(0, None)
 
 
 def token_loss(logits: Float[Tensor, "M L E"], tokens: Int64[Tensor, "M L"], elements: Bool[Tensor, "M N A"]) -> Loss:

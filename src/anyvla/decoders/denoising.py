@@ -7,13 +7,14 @@ the M steps is in rows j * M to (j + 1) * M.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss
+from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss, sample_by_window
 from anyvla.decoders.flow_matching import interpolate, sample_times
 from anyvla.robot.chunks import pad_with_last_action
 
@@ -54,12 +55,23 @@ class DenoisingDecoder(Decoder):
         return interpolate(actions, noise, time)
 
     def loss(
-        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
+        self,
+        inputs: DecoderInput,
+        actions: Chunks,
+        mask: ActionMask,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Loss:
         """Return the squared error of the prediction at random noises and times; one part for each action group."""
-        count = self.config.samples * len(actions)
-        time = self.sample_time(count, generator)
-        noise = torch.randn(count, *self.shape, generator=generator)
+        samples, steps = self.config.samples, len(actions)
+
+        def times(count: int, generator: torch.Generator | None) -> Tensor:
+            return self.sample_time(count * samples, generator).unflatten(0, (count, samples))
+
+        def noises(count: int, generator: torch.Generator | None) -> Tensor:
+            return torch.randn(count, samples, *self.shape, generator=generator)
+
+        time = sample_by_window(steps, generators, times).T.flatten()  # (kM,)
+        noise = sample_by_window(steps, generators, noises).transpose(0, 1).flatten(0, 1)  # (kM, N, A)
         return self.loss_at(inputs, actions, mask, noise.to(actions.device), time.to(actions.device))
 
     def loss_at(

@@ -116,13 +116,17 @@ class ExpertDecoder(DenoisingDecoder):
         self.tokens = None if spec.codec is None else LMTokensDecoder(config.tokens, spec)
 
     def loss(
-        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
+        self,
+        inputs: DecoderInput,
+        actions: Chunks,
+        mask: ActionMask,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Loss:
         """Return the flow matching loss (eq. 1 of pi0) at random times and noises, plus that of tokens if there are."""
-        flow = super().loss(inputs, actions, mask, generator)
+        flow = super().loss(inputs, actions, mask, generators)
         if self.tokens is None:
             return flow
-        tokens = self.tokens.loss(inputs, actions, mask, generator)  # counts the same elements
+        tokens = self.tokens.loss(inputs, actions, mask, generators)  # counts the same elements
         parts = {"flow": flow.value.detach(), **flow.parts, **{f"tokens/{k}": v for k, v in tokens.parts.items()}}
         return Loss(flow.total + self.config.token_weight * tokens.total, flow.count, parts)
 

@@ -79,7 +79,11 @@ class RegressionDecoder(Decoder):
         return torch.cat([next(of_grippers if self._is_separate(g) else of_rest) for g in groups], -1)
 
     def loss(
-        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
+        self,
+        inputs: DecoderInput,
+        actions: Chunks,
+        mask: ActionMask,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Loss:
         """Return the weighted mean over valid elements; one part for each action group."""
         predicted = self(inputs.context).float()

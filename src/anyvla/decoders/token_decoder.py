@@ -86,7 +86,11 @@ class TokenDecoder(Decoder):
         return tokens.masked_fill(after, self.codec.size)
 
     def loss(
-        self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, generator: torch.Generator | None = None
+        self,
+        inputs: DecoderInput,
+        actions: Chunks,
+        mask: ActionMask,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Loss:
         """Return the cross-entropy of each token given those before it; it has no randomness.
 

@@ -135,7 +135,7 @@ def _record_gradients(
                 recorder.hold(tensor)
         with dry.recorded(recorder), dry:
             with autocast, record_calls(vla.backbone) as calls:
-                loss = vla.loss(batch, torch.Generator().manual_seed(0))
+                loss = vla.loss(batch, [torch.Generator().manual_seed(0) for _ in batch.instructions])
             loss.total.backward()
         recording = recorder.finish([p.grad for p in vla.parameters()])
     return recording, _count_tokens(calls)

@@ -135,7 +135,7 @@ def dummy_window(vla: VLA, seed: int = 0) -> Batch:
     g = torch.Generator().manual_seed(seed)
     chunks = dummy_chunks(steps, vla.config.chunk, robot.action.size, seed)
     shape = (1, steps, len(robot.cameras), SIDE, SIDE, 3)
-    batch = Batch(
+    return Batch(
         images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=g),
         proprio=torch.rand(1, steps, robot.proprio.size, generator=g),
         instructions=[INSTRUCTION],
@@ -143,9 +143,7 @@ def dummy_window(vla: VLA, seed: int = 0) -> Batch:
         action_mask=torch.ones(1, steps, vla.config.chunk, dtype=torch.bool),
         step_mask=torch.ones(1, steps, dtype=torch.bool),
         robots=torch.zeros(1, dtype=torch.int64),
-    )
-    moved: dict[str, Any] = {name: x.to(vla.device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
-    return replace(batch, **moved)
+    ).to(vla.device)
 
 
 @torch.no_grad()
@@ -255,7 +253,7 @@ def find_suffix_mask(vla: VLA, inputs: DecoderInput, batch: Batch) -> Bool[np.nd
     if "keys_values" not in vla.decoder.needs:  # the backbone reads the suffix
         actions = vla.action_normalizer.normalize(batch.actions, batch.robots)[batch.step_mask]
         mask = batch.action_mask[batch.step_mask]
-        vla.decoder.loss(recorded, actions, mask, torch.Generator().manual_seed(0))
+        vla.decoder.loss(recorded, actions, mask, [torch.Generator().manual_seed(0) for _ in actions])
         return continuation.masks[0].cpu().numpy()
     # The decoder has its own layers and reads in passes; each pass attends to itself and to earlier passes.
     vla.decoder.sample(recorded, [torch.Generator().manual_seed(0) for _ in inputs.context])

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -126,20 +126,23 @@ def numbers_per_view(value: Sequence[float] | float, images: Tensor, name: str) 
     return values
 
 
-def crop_views(images: Tensor, shares: Sequence[float], generator: torch.Generator | None) -> Tensor:
-    """Cut a box of each view and bring it back to the view's size. Without a generator: the box in the center."""
+def crop_views(
+    images: UInt8[Tensor, "B T V H W 3"], shares: Sequence[float], places: Float[Tensor, "B V 2"] | None
+) -> UInt8[Tensor, "B T V H W 3"]:
+    """Cut a box of each view and bring it back to the view's size.
+
+    `places`: of each box, from 0 (top, left) to below 1 (bottom, right). None: all boxes are in the center.
+    """
     if all(share == 1 for share in shares):
         return images
     batch, steps, views, height, width, _ = images.shape
-    chance = (
-        torch.full((batch, views, 2), 0.5) if generator is None else torch.rand(batch, views, 2, generator=generator)
-    )
+    places = torch.full((batch, views, 2), 0.5) if places is None else places
     out = images.clone()
     for v, share in enumerate(shares):
         h, w = max(1, round(height * share)), max(1, round(width * share))
         if (h, w) == (height, width):
             continue
-        corners = (chance[:, v] * torch.tensor([height - h + 1, width - w + 1])).int().tolist()  # (B, 2)
+        corners = (places[:, v] * torch.tensor([height - h + 1, width - w + 1])).int().tolist()  # (B, 2)
         boxes = torch.stack([images[b, :, v, y : y + h, x : x + w] for b, (y, x) in enumerate(corners)])
         planes = boxes.flatten(0, 1).permute(0, 3, 1, 2)  # (B*T, 3, h, w)
         sized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)

@@ -1,6 +1,7 @@
 """Training batches in order, made ahead by a thread or by worker processes: the same ones in either case.
 
 A batch is a pure function of (seed, step): which windows, which of their instructions, and how images are augmented.
+Some rows of it, for one of several processes, are those of the whole batch.
 Batches of workers come as arrays through pipes: tensors would need a /dev/shm that holds several batches.
 """
 
@@ -25,7 +26,7 @@ from anyvla.data.training.reading import ReadingNotes, read_notes
 from anyvla.data.training.sampler import MixtureSampler
 from anyvla.data.training.window import WindowDataset
 from anyvla.robot.views import ViewConfig
-from anyvla.training.randomness import IMAGES, derive_seed
+from anyvla.training.randomness import IMAGES, make_generators
 from anyvla.types import Batch
 from anyvla.worker_pool import WorkerDied, WorkerPool
 
@@ -45,15 +46,16 @@ class StalledData(RuntimeError):
 class _Steps:
     """Makes the batch of a step, as arrays."""
 
-    def __init__(self, windows: WindowDataset, config: TrainingConfig, view: ViewConfig) -> None:
-        self.windows, self.config, self.view = windows, config, view
+    def __init__(self, windows: WindowDataset, config: TrainingConfig, view: ViewConfig, rows: range) -> None:
+        self.windows, self.config, self.view, self.rows = windows, config, view, rows
         self.sampler = MixtureSampler(windows.sizes, windows.shares.tolist(), config.batch_size, config.seed)
 
     def make(self, step: int) -> dict[str, Any]:
-        arrays = self.windows.batch(self.sampler.sample(step))
-        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step, 0, IMAGES))
-        images = augment(torch.from_numpy(arrays["images"]), self.config.augment, self.view.crop, generator)
-        return {**arrays, "images": images.numpy()}
+        arrays = self.windows.batch(self.sampler.sample(step).cut(self.rows))
+        generators = make_generators(self.config.seed, step, IMAGES, self.rows)
+        given, counts = torch.from_numpy(arrays["images"]), arrays["step_mask"].sum(1).tolist()
+        images = augment(given, self.config.augment, self.view.crop, generators, counts)
+        return {**arrays, "images": images.numpy(), "first_row": self.rows.start}
 
 
 def make_batches(
@@ -64,13 +66,16 @@ def make_batches(
     workers: int,
     timeout_s: float,
     stop: Callable[[], bool] = lambda: False,
+    rows: range | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the batches of step `start` and after, each being made while earlier ones are used.
+
+    `rows`: those of the whole batch that this process uses; None: all of them. No other window is read.
 
     Raises StalledData if worker processes give no batch for `timeout_s` seconds, or for a few after `stop()` is true,
     and WorkerDied if one of them dies. A thread cannot be ended: after `timeout_s` it is only reported.
     """
-    steps = _Steps(windows, config, view)
+    steps = _Steps(windows, config, view, rows or range(config.batch_size))
     if workers:
         yield from _by_processes(steps, range(start, config.steps), workers, timeout_s, stop)
     else:

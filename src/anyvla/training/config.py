@@ -44,7 +44,7 @@ class TrainingConfig:
 
     steps: int = Field(default=10_000, ge=1, le=COUNT)  # optimizer steps
     batch_size: int = Field(default=32, ge=1, le=BATCH)  # windows per optimizer step
-    # Parts that a batch is split into, to save memory; changes no result but the noise that is drawn.
+    # Parts that a batch is split into, to save memory; changes no result but the dropout of the backbone.
     accumulate: int = Field(default=1, ge=1, le=COUNT)
     # A policy to start from: a run folder, a checkpoint folder or an id of the hub; in a stage, stage:NAME is an
     # earlier one, and the default is the one before. Weights move by their meaning.

@@ -49,6 +49,7 @@ _FREE: Mapping[str, str] = {  # changes no weight
     "training.best": "only says what stays on the disk",
 }
 _ROUNDING: Mapping[str, str] = {  # the same function of the same batches, with sums in another order or precision
+    "training.accumulate": "sums in another order, and other dropout, which is that of a part of a batch",
     "training.device": "sums in another order; with precision auto, perhaps in another precision",
     "training.compile": "fuses operations, which then round once",
     "training.precision": "computes in another precision; weights and optimizer state are float32 in each",
@@ -77,7 +78,6 @@ _FIXED: Mapping[str, str] = {  # another run
     "data.temperature": "changes which windows are sampled",
     "data.validation.**": "holds out other episodes",
     "training.batch_size": "changes the batches",
-    "training.accumulate": "changes the noise, which is drawn for each part of a batch",
     "training.seed": "changes the batches and the noise",
     "training.init_from": "is where the first weights come from",
     "training.statistics": "is another scaling of actions and proprio",

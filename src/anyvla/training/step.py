@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from anyvla.training.config import TrainingConfig
 from anyvla.training.device import pick_precision
 from anyvla.training.errors import TrainingError
 from anyvla.training.parameter_groups import freeze_until_due, set_learning_rates
-from anyvla.training.randomness import seed_generators
+from anyvla.training.randomness import NOISE, make_generators, seed_global_generators
 from anyvla.training.schedules import learning_rate
 from anyvla.training.spans import BACKWARD, span
 from anyvla.training.state import TrainingState
@@ -70,8 +69,8 @@ class OptimizerStep:
         # a mean over the valid elements of the whole batch, however it is split
         count = float(self.vla.count_elements(batch))
         total, parts = 0.0, dict[str, float]()
-        for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
-            loss = self._add_gradient(step, number, count, piece)
+        for piece in _split(batch, config.accumulate, self.device):
+            loss = self._add_gradient(step, count, piece)
             share = float(loss.count) / max(1.0, count)
             total += float(loss.total.detach()) / max(1.0, count)
             parts = {k: parts.get(k, 0.0) + share * float(v) for k, v in loss.parts.items()}
@@ -84,8 +83,8 @@ class OptimizerStep:
         if not (np.isfinite(total) and np.isfinite(norm)) and not (overflowed and overflowed > 1):
             where = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
             pieces = [
-                (piece, partial(self._add_gradient, step, number, count))
-                for number, piece in enumerate(_split(batch, config.accumulate, self.device))
+                (piece, partial(self._add_gradient, step, count))
+                for piece in _split(batch, config.accumulate, self.device)
             ]
             raise TrainingError(
                 f"step {step + 1}: loss {total}, gradient norm {norm}; nothing was updated with it, {where}. "
@@ -119,17 +118,19 @@ class OptimizerStep:
         piece = next(_split(batch, self.config.accumulate, self.device))
         buffers = [(buffer, buffer.clone()) for buffer in self.vla.buffers()]  # means of batch norms
         with computing_features(self.vla.backbone), FlopCounterMode(display=False) as counter:
-            self._add_gradient(0, 0, 1.0, piece)
+            self._add_gradient(0, 1.0, piece)
         for buffer, before in buffers:
             buffer.copy_(before)
         self.optimizer.zero_grad(set_to_none=True)
         return counter.get_total_flops() / max(1, int(piece.step_mask.sum()))
 
-    def _add_gradient(self, step: int, number: int, count: float, piece: Batch) -> Loss:
-        """Add the gradient of piece `number` of a batch of `count` elements, and return the loss of the piece."""
-        generator = seed_generators(self.config.seed, step, number)
+    def _add_gradient(self, step: int, count: float, piece: Batch) -> Loss:
+        """Add the gradient of a piece of a batch of `count` elements, and return the loss of the piece."""
+        seed, first = self.config.seed, piece.first_row
+        seed_global_generators(seed, step, first)
+        generators = make_generators(seed, step, NOISE, range(first, first + len(piece.instructions)))
         with self.autocast:
-            loss = self.vla.loss(piece, generator)
+            loss = self.vla.loss(piece, generators)
         with span(BACKWARD):
             self.state.scaler.scale(loss.total / max(1.0, count)).backward()
         return loss
@@ -138,8 +139,6 @@ class OptimizerStep:
 def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
     size = len(batch.instructions) // parts
     for begin in range(0, len(batch.instructions), size):
-        given = {name: value for name, value in vars(batch).items() if value is not None}
-        piece: dict[str, Any] = {name: value[begin : begin + size] for name, value in given.items()}
         with span("to device"):
-            piece |= {name: value.to(device) for name, value in piece.items() if isinstance(value, torch.Tensor)}
-        yield Batch(**piece)
+            piece = batch.cut(begin, begin + size).to(device)
+        yield piece

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from anyvla.training.batches import to_batch
 from anyvla.training.config import TrainingConfig, TrainingRecipe
 from anyvla.training.device import pick_precision
 from anyvla.training.measurements import undisturbed
-from anyvla.training.randomness import PREDICTIONS, derive_seed, seed_generators
+from anyvla.training.randomness import NOISE, PREDICTIONS, make_generators
 from anyvla.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -89,45 +90,50 @@ class Validation:
             torch.no_grad(),
             torch.autocast(device.type, precision, enabled=precision != torch.float32),
         ):
-            for number, (indices, batch) in enumerate(self._read_batches()):
+            for indices, batch in self._read_batches():
                 own = sums[int(indices.sources[0])]
-                self._measure_loss(batch, number, own)
+                self._measure_loss(batch, own)
                 # each step once, and after the same steps as in a session
                 rows = self.windows.end_within(indices).nonzero()[0]
                 if len(rows):
-                    self._measure_errors(_select(batch, rows), number, rows.tolist(), own)
+                    generators = self._make_generators(batch, PREDICTIONS)
+                    self._measure_errors(_select(batch, rows), [generators[row] for row in rows], own)
         numbers = _join(sums, self.windows.shares.tolist())
         if lost := [name for name, value in numbers.items() if not math.isfinite(value)]:
             logger.warning("step %d: not finite on the held-out episodes, and left out: %s", step, ", ".join(lost))
         return {name: value for name, value in numbers.items() if name not in lost}
 
     def _read_batches(self) -> Iterator[tuple[WindowIndices, Batch]]:
-        """Yield windows of one data set after the other, and their batch on the device."""
+        """Yield windows of one data set after the other, and their batch on the device; rows are numbered on."""
         size = self.training.batch_size // self.training.accumulate  # a piece of a batch fits into the memory
+        first = 0
         for source, chosen in enumerate(self.chosen):
             chance = np.random.default_rng(self.config.seed).integers(1 << 62, size=len(chosen)).astype(np.uint64)
             for begin in range(0, len(chosen), size):
                 own = chosen[begin : begin + size]
                 indices = WindowIndices(np.full(len(own), source), own, chance[begin : begin + size])
-                yield indices, to_batch({**self.windows.batch(indices)}, self.vla.device)
+                yield indices, to_batch({**self.windows.batch(indices), "first_row": first}, self.vla.device)
+                first += len(own)
 
-    def _measure_loss(self, batch: Batch, number: int, sums: _Sums) -> None:
+    def _make_generators(self, batch: Batch, kind: int) -> list[torch.Generator]:
+        """Return a generator for each window, the same at each measurement and however the windows are split."""
+        rows = range(batch.first_row, batch.first_row + len(batch.instructions))
+        return make_generators(self.config.seed, 0, kind, rows)
+
+    def _measure_loss(self, batch: Batch, sums: _Sums) -> None:
         """Add the loss of a batch of one data set."""
         crops = numbers_per_view(self.vla.config.view.crop, batch.images, "crop")
         cropped = replace(batch, images=crop_views(batch.images, crops, None))
-        loss = self.vla.loss(cropped, seed_generators(self.config.seed, number, 0))
+        loss = self.vla.loss(cropped, self._make_generators(batch, NOISE))
         sums.windows += len(batch.instructions)
         sums.add(LOSS, float(loss.total), self.vla.count_elements(batch))
 
-    def _measure_errors(self, batch: Batch, number: int, rows: Sequence[int], sums: _Sums) -> None:
-        """Add the errors at the last step of windows, or all steps of whole rows: `rows` of a batch of a data set."""
-        generators = [
-            torch.Generator().manual_seed(derive_seed(self.config.seed, number, row, PREDICTIONS)) for row in rows
-        ]
+    def _measure_errors(self, batch: Batch, generators: Sequence[torch.Generator], sums: _Sums) -> None:
+        """Add the errors at the last step of windows of a data set, or at all steps of whole rows."""
         every = self.windows.config.whole
         predicted = self.vla.predict(batch, generators, every_step=every).float().cpu().numpy()
         valid = batch.step_mask.cpu()
-        measured = valid if every else (torch.arange(len(rows)), valid.sum(1) - 1)
+        measured = valid if every else (torch.arange(len(generators)), valid.sum(1) - 1)
         recorded, mask = batch.actions.cpu()[measured].numpy(), batch.action_mask.cpu()[measured].numpy()
         robot = self.vla.robots[int(batch.robots[0])].embodiment  # a data set is of one robot
         dims = self.vla.layout.robots[robot.name].action
@@ -145,8 +151,9 @@ def _select(batch: Batch, rows: Int64[np.ndarray, "B"]) -> Batch:
     """Return some windows of a batch."""
     if len(rows) == len(batch.instructions):
         return batch
-    tensors = {k: v[torch.from_numpy(rows).to(v.device)] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
-    return replace(batch, instructions=[batch.instructions[row] for row in rows], **tensors)
+    tensors = {k: v for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    chosen: dict[str, Any] = {k: v[torch.from_numpy(rows).to(v.device)] for k, v in tensors.items()}
+    return replace(batch, instructions=[batch.instructions[row] for row in rows], **chosen)
 
 
 def open_validation(recipe: TrainingRecipe, mixture: Mixture, vla: VLA, window: WindowConfig) -> list[Validation]:

@@ -12,6 +12,7 @@ from anyvla.config import ConfigError, build, to_dict
 from anyvla.data.training.augment import AugmentConfig, augment
 from anyvla.robot.views import center_crop_views
 from tests.data.ramps import box_of_ramp, corner_of_box, ramp
+from tests.small import generators
 
 SHAPE = (3, 2, 2, 12, 16, 3)  # (B, W, V, H, W, 3)
 NONE = AugmentConfig(shift=0)
@@ -24,20 +25,23 @@ def images(seed: int = 0) -> torch.Tensor:
     return torch.cat([first, first.flip(3)], 1)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def augmented(
+    given: torch.Tensor, config: AugmentConfig, crop: float | tuple[float, ...], seed: int = 0
+) -> torch.Tensor:
+    """Return full windows, augmented."""
+    return augment(given, config, crop, generators(len(given), seed), [given.shape[1]] * len(given))
 
 
 def test_without_augmentation_the_tensor_is_returned_itself():
     given_images = images()
-    assert augment(given_images, NONE, 1.0, generator()) is given_images
+    assert augmented(given_images, NONE, 1.0) is given_images
     assert center_crop_views(given_images[:, 0], 1.0).data_ptr() == given_images[:, 0].data_ptr()
 
 
 @pytest.mark.parametrize("shift", [1, 4, 11])
 def test_a_shift_moves_every_step_alike_and_repeats_edges(shift: int):
     source = images(shift)
-    out = augment(source, AugmentConfig(shift=shift), 1.0, generator(shift))
+    out = augmented(source, AugmentConfig(shift=shift), 1.0, shift)
     rows, columns = torch.arange(12)[:, None], torch.arange(16)
     moves = list(itertools.product(range(-shift, shift + 1), repeat=2))
     for b, v in np.ndindex(3, 2):
@@ -50,7 +54,7 @@ def test_a_shift_moves_every_step_alike_and_repeats_edges(shift: int):
 def test_every_shift_within_the_limit_of_a_view_occurs():
     source = torch.zeros(400, 1, 2, 12, 12, 3, dtype=torch.uint8)
     source[:, :, :, 6, 6] = 255
-    out = augment(source, AugmentConfig(shift=(2, 0)), 1.0, generator())
+    out = augmented(source, AugmentConfig(shift=(2, 0)), 1.0)
     places = out[:, 0, 0, :, :, 0].flatten(1).argmax(1)
     moved = {(int(p) // 12 - 6, int(p) % 12 - 6) for p in places}
     assert moved == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
@@ -60,7 +64,7 @@ def test_every_shift_within_the_limit_of_a_view_occurs():
 def test_views_and_samples_shift_independently():
     source = torch.zeros(300, 1, 2, 12, 12, 3, dtype=torch.uint8)
     source[:, :, :, 6, 6] = 255
-    places = augment(source, AugmentConfig(shift=3), 1.0, generator())[:, 0, :, :, :, 0].flatten(2).argmax(2)
+    places = augmented(source, AugmentConfig(shift=3), 1.0)[:, 0, :, :, :, 0].flatten(2).argmax(2)
     moves = torch.stack([places // 12, places % 12], -1).flatten(1).T.numpy()  # rows and columns of each view
     assert np.abs(np.corrcoef(moves) - np.eye(4)).max() < 0.15
     assert all(np.bincount(way)[3:10].min() > 20 for way in moves)  # 300 / 7 = 43 of each
@@ -73,7 +77,7 @@ def test_crops_are_uniform_and_independent_per_view():
     """Shares of 0.75 and 0.5 of 32 x 80: boxes of 24 x 60 and 16 x 40."""
     first = torch.from_numpy(ramp(*WIDE))
     source = torch.stack([first, 255 - first])[:, None].expand(500, 2, 2, *WIDE, 3).contiguous()
-    out = augment(source, NONE, (0.75, 0.5), generator()).numpy()
+    out = augmented(source, NONE, (0.75, 0.5)).numpy()
     assert np.abs(out[:, 0].astype(int) + out[:, 1] - 255).max() <= 1  # the same crop for all steps of a window
     corners = {}
     for view, box in enumerate([(24, 60), (16, 40)]):
@@ -92,7 +96,7 @@ def test_crops_are_uniform_and_independent_per_view():
 def test_an_image_shifts_before_it_is_cropped():
     """Repeated edges show only in boxes that reach them: after a crop they would show in 6 of 7 images."""
     source = torch.from_numpy(ramp()).expand(200, 1, 1, 32, 32, 3).contiguous()
-    red = augment(source, AugmentConfig(shift=3), 0.5, generator())[:, 0, 0, :, 16, 0].int()
+    red = augmented(source, AugmentConfig(shift=3), 0.5)[:, 0, 0, :, 16, 0].int()
     assert ((red[:, 0] == red[:, 2]) | (red[:, -1] == red[:, -3])).float().mean() < 0.35
 
 
@@ -152,8 +156,9 @@ def test_jitter_equals_its_steps_one_after_another(name: str):
     amounts = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.1}
     asked = amounts if name == "all" else {name: amounts[name]}
     source = images()
-    out = augment(source, AugmentConfig(shift=0, **asked), 1.0, generator(3))
-    chance = torch.rand(3, 2, 4, generator=generator(3)) * 2 - 1
+    out = augmented(source, AugmentConfig(shift=0, **asked), 1.0, 3)
+    # the last four of the eight numbers of each window and view
+    chance = torch.stack([torch.rand(2, 8, generator=g)[:, 4:] for g in generators(3, 3)]) * 2 - 1
     for b, v in np.ndindex(3, 2):
         sampled = {k: float(chance[b, v, i]) * asked.get(k, 0.0) for i, k in enumerate(amounts)}
         window = source[b, :, v].numpy()
@@ -167,7 +172,7 @@ def test_jitter_equals_its_steps_one_after_another(name: str):
 def test_each_view_has_its_own_strength(name: str):
     colors = torch.tensor([[200, 40, 90], [60, 120, 20]], dtype=torch.uint8)
     source = colors.repeat(6, 8, 1)[None, None, None].expand(40, 1, 2, 6, 16, 3).contiguous()
-    out = augment(source, AugmentConfig(shift=0, **{name: (0.0, 0.2)}), 1.0, generator())
+    out = augmented(source, AugmentConfig(shift=0, **{name: (0.0, 0.2)}), 1.0)
     changes = (out.int() - source.int()).abs().flatten(3).amax(3)[:, 0]  # (B, V)
     assert changes[:, 0].max() <= 1
     assert (changes[:, 1] > 1).float().mean() > 0.8
@@ -176,21 +181,49 @@ def test_each_view_has_its_own_strength(name: str):
 def test_gray_has_no_hue_and_black_stays_black():
     config = AugmentConfig(shift=0, saturation=0.5, hue=0.5)
     gray = torch.full(SHAPE, 100, dtype=torch.uint8)
-    assert (augment(gray, config, 1.0, generator()).int() - 100).abs().max() <= 1
+    assert (augmented(gray, config, 1.0).int() - 100).abs().max() <= 1
     every = AugmentConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.5)
     black = torch.zeros(SHAPE, dtype=torch.uint8)  # the view of a camera that a robot does not have
-    assert not augment(black, every, 0.9, generator()).any()
+    assert not augmented(black, every, 0.9).any()
 
 
 def test_equal_seeds_give_equal_batches_and_samples_differ():
     config = AugmentConfig(shift=3, brightness=0.2, hue=0.1)
-    one, same, other = (augment(images(), config, 0.9, generator(s)) for s in (1, 1, 2))
+    one, same, other = (augmented(images(), config, 0.9, s) for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     alike = images()[:1].expand(3, -1, -1, -1, -1, -1).contiguous()
-    varied = augment(alike, config, 0.9, generator())
+    varied = augmented(alike, config, 0.9)
     assert not torch.equal(varied[0], varied[1])
     assert not torch.equal(varied[0, :, 0], varied[0, :, 1])
+
+
+@pytest.mark.parametrize("option", ["shift", "brightness", "contrast", "saturation", "hue", "crop"])
+def test_a_window_is_augmented_alike_whatever_the_others_are(option: str):
+    """A process that cuts these rows of a batch only must see them as the process that cuts all does."""
+    every = AugmentConfig(**{"shift": 3, **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.3)})
+    config = every if option == "crop" else AugmentConfig(**{"shift": 0, option: getattr(every, option)})
+    crop = 0.7 if option == "crop" else 1.0
+    source, own = images(), generators(3)
+    whole = augment(source, config, crop, own, [2, 2, 2])
+    for row in range(3):
+        alone = augment(source[row : row + 1], config, crop, [own[row].manual_seed(row)], [2])
+        assert torch.equal(alone[0], whole[row])
+
+
+def test_an_option_does_not_change_the_random_numbers_of_another():
+    darker = AugmentConfig(shift=3, hue=0.0), AugmentConfig(shift=3, brightness=1e-9)
+    assert torch.equal(augmented(images(), darker[0], 1.0), augmented(images(), darker[1], 1.0))
+
+
+def test_contrast_is_about_the_gray_of_the_valid_steps_alone():
+    """A batch of whole rows is as long as its longest one: how many steps are masked depends on the other rows."""
+    config = AugmentConfig(shift=0, contrast=0.5)
+    source = images()[:1]
+    padded = torch.cat([source, torch.zeros_like(source)], 1)
+    out = augment(padded, config, 1.0, generators(1), [2])
+    assert torch.equal(out[:, :2], augmented(source, config, 1.0))
+    assert not out[:, 2:].any()
 
 
 def test_bad_settings_are_refused():
@@ -203,6 +236,6 @@ def test_bad_settings_are_refused():
         with pytest.raises(ConfigError, match=message):
             build(AugmentConfig, data)
     with pytest.raises(ValueError, match=r"shift must be one number or one per view \(2 views\), got \[1, 2, 3\]"):
-        augment(images(), AugmentConfig(shift=(1, 2, 3)), 1.0, generator())
+        augmented(images(), AugmentConfig(shift=(1, 2, 3)), 1.0)
     with pytest.raises(ValueError, match="shift must be less than the size of an image, 12x16, got"):
-        augment(images(), AugmentConfig(shift=12), 1.0, generator())
+        augmented(images(), AugmentConfig(shift=12), 1.0)

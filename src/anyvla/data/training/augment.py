@@ -1,7 +1,7 @@
 """Augments the images of a batch of windows: shift, crop and color jitter.
 
-The random numbers of a sample and view are the same for all steps of its window, so that augmentation adds no motion.
-All of them come from one generator in a fixed order: an equal seed gives an equal batch.
+The random numbers of a window and view are the same for all steps of the window, so that augmentation adds no motion.
+Each window has its own generator, and its images depend on no other window of the batch.
 """
 
 from __future__ import annotations
@@ -41,28 +41,33 @@ def augment(
     images: UInt8[Tensor, "B T V H W 3"],
     config: AugmentConfig,
     crop: Sequence[float] | float,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
+    counts: Sequence[int],
 ) -> UInt8[Tensor, "B T V h w 3"]:
     """Shift, crop and jitter images. Return `images` itself if nothing is to be changed.
 
-    `crop` is the fraction of each side that is kept, one number or one per view. `generator` must be on the CPU. Raises
-    ValueError for a list of numbers whose length is not the number of views.
+    `crop` is the fraction of each side that is kept, one number or one per view. `generators`: one for each window, on
+    the CPU. `counts`: the valid steps of each window, which are its first ones. Raises ValueError for a list of numbers
+    whose length is not the number of views.
     """
-    images = _shift(images, numbers_per_view(config.shift, images, "shift"), generator)
-    images = crop_views(images, numbers_per_view(crop, images, "crop"), generator)
+    views = images.shape[2]
+    # A number keeps its meaning whatever is changed, so that an option affects no other.
+    random = torch.stack([torch.rand(views, 8, generator=g) for g in generators])  # (B, V, 8)
+    images = _shift(images, numbers_per_view(config.shift, images, "shift"), random[..., :2])
+    images = crop_views(images, numbers_per_view(crop, images, "crop"), random[..., 2:4])
     amounts = [numbers_per_view(getattr(config, n), images, n) for n in ("brightness", "contrast", "saturation", "hue")]
-    return _jitter(images, torch.tensor(amounts), generator)
+    return _jitter(images, torch.tensor(amounts), random[..., 4:], counts)
 
 
-def _shift(images: Tensor, pixels: Sequence[float], generator: torch.Generator) -> Tensor:
+def _shift(images: Tensor, pixels: Sequence[float], random: Float[Tensor, "B V 2"]) -> Tensor:
     """Move each image by up to `pixels` in x and y, and repeat its edges."""
-    batch, _, views, height, width, _ = images.shape
+    height, width = images.shape[3:5]
     if not any(pixels):
         return images
     if max(pixels) >= min(height, width):
         raise ValueError(f"shift must be less than the size of an image, {height}x{width}, got {list(pixels)}")
     limits = torch.tensor(pixels)[:, None]  # (V, 1)
-    moves = (torch.rand(batch, views, 2, generator=generator) * (2 * limits + 1)).floor() - limits
+    moves = (random * (2 * limits + 1)).floor() - limits  # (B, V, 2)
     out = torch.empty_like(images)
     for b, of_sample in enumerate(moves.int().tolist()):
         for v, (dy, dx) in enumerate(of_sample):
@@ -80,24 +85,26 @@ def _shift(images: Tensor, pixels: Sequence[float], generator: torch.Generator) 
     return out
 
 
-def _jitter(images: Tensor, amounts: Float[Tensor, "4 V"], generator: torch.Generator) -> Tensor:
+def _jitter(
+    images: Tensor, amounts: Float[Tensor, "4 V"], random: Float[Tensor, "B V 4"], counts: Sequence[int]
+) -> Tensor:
     """Change brightness, contrast, saturation and hue, in this order, by random factors of 1 +- amount (hue: turns).
 
-    All four are linear in the pixel, so they combine into one 3x3 matrix and one offset. Values are clipped once.
+    All four are linear in the pixel, so they combine into one 3x3 matrix and one offset. Values are clipped once. Steps
+    that are not valid keep their zeros.
     """
     if not amounts.any():
         return images
-    batch, steps, views = images.shape[:3]
-    random = amounts.T * (torch.rand(batch, views, 4, generator=generator) * 2 - 1)  # (B, V, 4)
     luma = _YIQ[0].to(images.device)
-    matrices, kept = (x.to(images.device) for x in _color_matrices(random))
-    out = torch.empty_like(images)
-    for source, target, matrix, share in zip(images, out, matrices, kept, strict=True):  # one sample fits a CPU's cache
-        pixels = source.transpose(0, 1).flatten(1, 3).float()  # (V, T*H*W, 3)
+    matrices, kept = (x.to(images.device) for x in _color_matrices(amounts.T * (random * 2 - 1)))
+    out = torch.zeros_like(images)
+    for source, target, matrix, share, steps in zip(images, out, matrices, kept, counts, strict=True):
+        # one window at a time fits a CPU's cache
+        pixels = source[:steps].transpose(0, 1).flatten(1, 3).float()  # (V, T*H*W, 3)
         gray = share * (pixels.mean(1) @ luma)  # (V,); equal in all channels: saturation and hue keep gray
         # baddbmm takes several times as long on a CPU when the offset is broadcast over the pixels
         pixels = (pixels @ matrix.mT).add_(gray[:, None, None] + 0.5).clamp_(0, 255)
-        target.copy_(pixels.unflatten(1, (steps, *images.shape[3:5])).transpose(0, 1))  # cut to whole levels
+        target[:steps].copy_(pixels.unflatten(1, (steps, *images.shape[3:5])).transpose(0, 1))  # cut to whole levels
     return out
 
 

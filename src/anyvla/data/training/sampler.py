@@ -27,6 +27,10 @@ class WindowIndices:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def cut(self, rows: range) -> WindowIndices:
+        """Return the windows of some rows, one after another."""
+        return WindowIndices(*(numbers[rows.start : rows.stop] for numbers in vars(self).values()))
+
 
 class MixtureSampler:
     """Samples windows from sources of `sizes` windows (at least one each), by their shares (above 0)."""
