@@ -106,7 +106,7 @@ def time_pairs(
 
     with (
         tempfile.TemporaryDirectory() as run,
-        mock.patch.object(loop, "make_batches", lambda start, *_: (batch for batch in batches[start:])),
+        mock.patch.object(loop, "make_batches", lambda start, *_, **__: (batch for batch in batches[start:])),
     ):
         loop.train(recipe, mixture, Path(run), progress=alternate)
     return pairs

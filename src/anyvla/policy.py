@@ -135,8 +135,8 @@ class VLA(nn.Module):
 
     def count_elements(self, batch: Batch) -> int:
         """Return the number of action elements that the loss of a batch averages over."""
-        dims = self.action_normalizer.learned[batch.robots.to(self.device)].sum(1)  # (B,)
-        return int((batch.action_mask.sum((1, 2)).to(self.device) * dims).sum())
+        actions, robots = batch.action_mask.sum((1, 2)).tolist(), batch.robots.tolist()
+        return sum(n * self.action_normalizer.learned_counts[r] for n, r in zip(actions, robots, strict=True))
 
     def read(self, batch: Batch) -> DecoderInput:
         """Return the decoder's context of each of the M valid steps of whole windows, row by row."""
@@ -149,9 +149,9 @@ class VLA(nn.Module):
         valid = batch.step_mask
         instructions = batch.spread(batch.instructions)
         proprio = self.proprio_normalizer.normalize(batch.proprio, batch.robots)  # (B, T, P)
-        past = None
+        tokens, past = None if batch.tokens is None else batch.tokens[valid], None
         if self.history.sees_past:
-            past = self.decoder.embed_chunks(pad_with_last_action(actions, batch.action_mask[valid]))
+            past = self.decoder.embed_chunks(pad_with_last_action(actions, batch.action_mask[valid]), tokens)
         if past is not None:
             past = past.roll(1, 0)  # each step sees the chunk of the step before; the first step of a window has none
         # index_select copies whole images; indexing with the mask is ten times slower on a CPU.
@@ -159,9 +159,8 @@ class VLA(nn.Module):
         steps = self._make_steps(images, instructions, proprio[valid], past)
         reading = self.history.read_windows(self.backbone, steps, valid, keep_cache=self.keeps_cache)
         robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
-        return DecoderInput(
-            self.fuser(self._join_features(reading, proprio))[valid], reading.continuation, self._learned_dims(robots)
-        )
+        context = self.fuser(self._join_features(reading, proprio))[valid]
+        return DecoderInput(context, reading.continuation, self._learned_dims(robots), tokens)
 
     def _learned_dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
         return None if self.action_normalizer.learns_all else self.action_normalizer.learned[robots]

@@ -8,7 +8,7 @@ A action dims, P proprio dims, M steps of all windows together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -38,6 +38,10 @@ class Batch:
     robots: Int64[Tensor, "B"]  # index of the robot of each window; dims that a robot lacks are 0
     # data set, episode and last step of each window, by number; `WindowDataset.describe` names them. None: not known
     samples: Int64[Tensor, "B 3"] | None = None
+    # `Codec.encode` of the normalized chunks, padded with their last action; None: not encoded yet, or continuous
+    tokens: Int64[Tensor, "B T L"] | None = None
+    # The valid steps of each window, which need not be asked of the device of `step_mask` then; None: not counted yet
+    counts: Sequence[int] | None = None
     # The number of the first window in the whole batch of the step, of which this may be a part
     first_row: int = 0
 
@@ -49,14 +53,22 @@ class Batch:
 
     def spread(self, values: Sequence[T]) -> list[T]:
         """Return the value of each window once for each of its valid steps."""
-        counts = self.step_mask.sum(1).tolist()
+        counts = self.step_mask.sum(1).tolist() if self.counts is None else self.counts
         return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with its tensors on a device."""
+        """Return the batch with its tensors on a device. Tensors in pinned memory are copied without waiting."""
+        wait = torch.device(device).type == "cpu"  # a copy that is not there yet would be read
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=not wait))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its tensors in pinned memory, from which a GPU copies them by itself."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
-        return replace(self, **moved)
+        changed: dict[str, Any] = {name: change(value) for name, value in tensors.items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

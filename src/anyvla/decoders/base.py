@@ -65,6 +65,7 @@ class DecoderInput:
     continuation: Continuation | None = None  # if the decoder `needs` "continue" or "cache" of the backbone
     # The action dims that are learned: those that the step's robot has and that vary in its data. None: all of them.
     learned_dims: Bool[Tensor, "M A"] | None = None
+    tokens: Int64[Tensor, "M L"] | None = None  # of the chunks to learn, padded, if they were encoded with the batch
 
     def valid_elements(self, mask: ActionMask, size: int) -> Bool[Tensor, "M N A"]:
         """Return the valid elements of chunks: actions that exist, in dims that are learned. `size`: A."""
@@ -133,8 +134,13 @@ class Decoder(nn.Module, ABC):
         device. None: PyTorch's own.
         """
 
-    def embed_chunks(self, actions: Chunks) -> Float[Tensor, "M L D"] | None:
-        """Return chunks of earlier steps as embeddings for the backbone; None: this decoder has none."""
+    def embed_chunks(
+        self, actions: Chunks, tokens: Int64[Tensor, "M L"] | None = None
+    ) -> Float[Tensor, "M L D"] | None:
+        """Return chunks of earlier steps as embeddings for the backbone; None: this decoder has none.
+
+        `tokens`: of these chunks, if they are known.
+        """
         return None
 
     def meaning(self, context: Axis) -> Meaning:

@@ -214,8 +214,10 @@ class ExpertDecoder(DenoisingDecoder):
             mask = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
         return self.transformer.prepare_attention(positions, mask, self._attention_dtype())
 
-    def embed_chunks(self, actions: Chunks) -> Float[Tensor, "M L D"] | None:
-        return None if self.tokens is None else self.tokens.embed_chunks(actions)
+    def embed_chunks(
+        self, actions: Chunks, tokens: Int64[Tensor, "M L"] | None = None
+    ) -> Float[Tensor, "M L D"] | None:
+        return None if self.tokens is None else self.tokens.embed_chunks(actions, tokens)
 
     def meaning(self, context: Axis) -> Meaning:
         action = axis(ACTION, self.space.size)

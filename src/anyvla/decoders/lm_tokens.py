@@ -101,9 +101,9 @@ class LMTokensDecoder(TokenDecoder):
 
         return self.generate_autoregressively(read, inputs, uniforms)
 
-    def embed_chunks(self, actions: Chunks) -> Float[Tensor, "M L D"]:
+    def embed_chunks(self, actions: Chunks, tokens: Int64[Tensor, "M L"] | None = None) -> Float[Tensor, "M L D"]:
         """Return the embedded tokens of earlier chunks; missing ones are the end token or, without one, token 0."""
-        tokens = self.codec.encode(actions)
+        tokens = self.codec.encode(actions) if tokens is None else tokens
         return self.vocabulary.embed(tokens.masked_fill(tokens < 0, self.codec.size if self.codec.ends else 0))
 
     def _score_at_once(self, inputs: DecoderInput) -> Float[Tensor, "M L E"]:

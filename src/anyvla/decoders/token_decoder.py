@@ -76,9 +76,14 @@ class TokenDecoder(Decoder):
     def generate(self, inputs: DecoderInput, uniforms: Float[Tensor, "M L"] | None) -> Int64[Tensor, "M L"]:
         """Return symbols chosen by `choose`. `uniforms`: a random number for each position; None: the likeliest."""
 
-    def targets(self, actions: Chunks, mask: ActionMask) -> Int64[Tensor, "M L"]:
-        """Return the tokens to write, and the end token after them if the codec has one; -1 where none is learned."""
-        tokens = self.codec.encode(actions, mask)
+    def targets(
+        self, actions: Chunks, mask: ActionMask, known: Int64[Tensor, "M L"] | None = None
+    ) -> Int64[Tensor, "M L"]:
+        """Return the tokens to write, and the end token after them if the codec has one; -1 where none is learned.
+
+        `known`: the tokens of the padded chunks, if they were encoded before.
+        """
+        tokens = self.codec.encode(actions, mask) if known is None else self.codec.hide_missing(known, mask)
         if not self.codec.ends:
             return tokens
         written = tokens >= 0
@@ -96,7 +101,7 @@ class TokenDecoder(Decoder):
 
         Tokens of dims that are not learned count only with codecs whose tokens each hold several dims.
         """
-        tokens = self.targets(actions, mask)
+        tokens = self.targets(actions, mask, inputs.tokens)
         logits, fixed = self.logits(inputs, tokens), self.fixed_tokens(inputs)
         if fixed is not None:
             tokens = tokens.masked_fill(fixed >= 0, -1)

@@ -94,10 +94,8 @@ class BinsCodec(ExactBuffers, Codec):
         self.check_fitted()
         columns = chunks.float().flatten(0, 1).T.contiguous()  # (A, M*N)
         below = torch.searchsorted(self.lower, columns, right=True).clamp(min=1)  # edges at or below: 1 .. V
-        tokens = (self.size - below).T.unflatten(0, chunks.shape[:2])  # (M, N, A)
-        if mask is not None:
-            tokens = tokens.masked_fill(~mask[..., None], -1)
-        return tokens.flatten(1)
+        tokens = (self.size - below).T.unflatten(0, chunks.shape[:2]).flatten(1)  # (M, N*A)
+        return tokens if mask is None else self.hide_missing(tokens, mask)
 
     def decode(self, tokens: Int64[Tensor, "M L"]) -> tuple[Float[Tensor, "M N A"], Bool[Tensor, "M"]]:
         """Return the bins' values. From the first invalid token on, each dim keeps its last value.

@@ -68,6 +68,13 @@ class Codec(nn.Module, ABC):
         itself return -1, others pad with the last action. A chunk without any action is all -1.
         """
 
+    def hide_missing(self, tokens: Int64[Tensor, "M L"], mask: Bool[Tensor, "M N"]) -> Int64[Tensor, "M L"]:
+        """Return the tokens of padded chunks as `encode` returns them with this mask."""
+        if not self.elementwise:
+            return tokens.masked_fill(~mask.any(1, keepdim=True), -1)
+        of_elements = mask[..., None].expand(-1, -1, tokens.shape[1] // mask.shape[1]).flatten(1)  # (M, L)
+        return tokens.masked_fill(~of_elements, -1)
+
     @abstractmethod
     def decode(self, tokens: Int64[Tensor, "M L"]) -> tuple[Float[Tensor, "M N A"], Bool[Tensor, "M"]]:
         """Return chunks in [-1, 1], and which sequences were invalid; these give the nearest chunk that is defined.

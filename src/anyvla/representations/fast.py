@@ -96,7 +96,7 @@ class FastCodec(Codec):
             out[number, : len(row)] = row[: self.length]
         tokens = torch.from_numpy(out).to(chunks.device)
         if mask is not None:
-            tokens = tokens.masked_fill(~mask.any(1, keepdim=True), -1)
+            tokens = self.hide_missing(tokens, mask)
         before, self.clipped = self.clipped, self.clipped + clipped
         if reaches_power_of_ten(before, self.clipped):
             log.warning("FAST: %d coefficients have no character and became the nearest one that has", self.clipped)

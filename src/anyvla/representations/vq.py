@@ -90,7 +90,7 @@ class VQCodec(Codec):
             residual = residual - codes[tokens[:, position]]
         tokens = tokens.to(chunks.device)
         if mask is not None:
-            tokens = tokens.masked_fill(~mask.any(1, keepdim=True), -1)
+            tokens = self.hide_missing(tokens, mask)
         return tokens
 
     def decode(self, tokens: Int64[Tensor, "M L"]) -> tuple[Float[Tensor, "M N A"], Bool[Tensor, "M"]]:

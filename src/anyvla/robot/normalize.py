@@ -125,7 +125,9 @@ class Normalizer(ExactBuffers):
             known[row, at] = True
         for name, values in (("offset", offset), ("scale", scale), ("limit", limit), ("known", known)):
             self.register_buffer(name, values, persistent=False)
-        self.learns_all = bool(self.learned.all())  # kept, since asking a device takes time
+        # Kept, since asking a device takes time: whether all dims are learned, and how many are of each robot.
+        self.learns_all = bool(self.learned.all())
+        self.learned_counts: list[int] = self.learned.sum(1).tolist()
 
     @property
     def learned(self) -> Bool[Tensor, "E A"]:

@@ -26,6 +26,7 @@ from anyvla.data.training.reading import ReadingNotes, read_notes
 from anyvla.data.training.sampler import MixtureSampler
 from anyvla.data.training.window import WindowDataset
 from anyvla.robot.views import ViewConfig
+from anyvla.training.action_tokens import ActionTokens
 from anyvla.training.randomness import IMAGES, make_generators
 from anyvla.types import Batch
 from anyvla.worker_pool import WorkerDied, WorkerPool
@@ -46,8 +47,15 @@ class StalledData(RuntimeError):
 class _Steps:
     """Makes the batch of a step, as arrays."""
 
-    def __init__(self, windows: WindowDataset, config: TrainingConfig, view: ViewConfig, rows: range) -> None:
-        self.windows, self.config, self.view, self.rows = windows, config, view, rows
+    def __init__(
+        self,
+        windows: WindowDataset,
+        config: TrainingConfig,
+        view: ViewConfig,
+        rows: range,
+        tokens: ActionTokens | None,
+    ) -> None:
+        self.windows, self.config, self.view, self.rows, self.tokens = windows, config, view, rows, tokens
         self.sampler = MixtureSampler(windows.sizes, windows.shares.tolist(), config.batch_size, config.seed)
 
     def make(self, step: int) -> dict[str, Any]:
@@ -55,7 +63,11 @@ class _Steps:
         generators = make_generators(self.config.seed, step, IMAGES, self.rows)
         given, counts = torch.from_numpy(arrays["images"]), arrays["step_mask"].sum(1).tolist()
         images = augment(given, self.config.augment, self.view.crop, generators, counts)
-        return {**arrays, "images": images.numpy(), "first_row": self.rows.start}
+        made = {**arrays, "images": images.numpy(), "first_row": self.rows.start, "counts": counts}
+        if self.tokens is not None:
+            chunks = (arrays[name] for name in ("actions", "action_mask", "step_mask", "robots"))
+            made["tokens"] = self.tokens.encode(*chunks)
+        return made
 
 
 def make_batches(
@@ -67,15 +79,17 @@ def make_batches(
     timeout_s: float,
     stop: Callable[[], bool] = lambda: False,
     rows: range | None = None,
+    tokens: ActionTokens | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the batches of step `start` and after, each being made while earlier ones are used.
 
-    `rows`: those of the whole batch that this process uses; None: all of them. No other window is read.
+    `rows`: those of the whole batch that this process uses; None: all of them. No other window is read. `tokens`
+    encodes the actions of a policy that writes tokens.
 
     Raises StalledData if worker processes give no batch for `timeout_s` seconds, or for a few after `stop()` is true,
     and WorkerDied if one of them dies. A thread cannot be ended: after `timeout_s` it is only reported.
     """
-    steps = _Steps(windows, config, view, rows or range(config.batch_size))
+    steps = _Steps(windows, config, view, rows or range(config.batch_size), tokens)
     if workers:
         yield from _by_processes(steps, range(start, config.steps), workers, timeout_s, stop)
     else:

@@ -19,6 +19,7 @@ from anyvla.histories.base import History
 from anyvla.interrupted import Interrupted
 from anyvla.representations.codec_report import check_codec
 from anyvla.training import checkpoint
+from anyvla.training.action_tokens import ActionTokens
 from anyvla.training.batches import StalledData, make_batches
 from anyvla.training.checks import check_actions_vary, check_batch_size, describe_robot_dims, train_in_float32
 from anyvla.training.config import TrainingConfig, TrainingRecipe
@@ -31,6 +32,7 @@ from anyvla.training.log import TrainingLog
 from anyvla.training.measurements import Measurements, PlannedMeasurement, choose_best
 from anyvla.training.meter import Meter, Progress
 from anyvla.training.parts import describe_parts, freeze_parts
+from anyvla.training.pinning import pin_ahead
 from anyvla.training.preflight import check_before_data
 from anyvla.training.profile import profiled
 from anyvla.training.resume import find_checkpoint_to_resume
@@ -118,12 +120,12 @@ def train(
     state = TrainingState(vla, optim, config.ema, precision)
     first_step = checkpoint.restore(begun, state) if begun is not None else 0
     prepare_layers(vla, recomputed=config.gradient_checkpointing, compiled=config.compile)
+    make = partial(make_batches, first_step, windows, config, model.view, data.workers, data.worker_timeout_s)
+    tokens = ActionTokens.of(vla)
     (run / "train").mkdir(parents=True, exist_ok=True)
     with (
         lock_folder(run),
-        contextlib.closing(
-            make_batches(first_step, windows, config, model.view, data.workers, data.worker_timeout_s, stop)
-        ) as batches,
+        contextlib.closing(pin_ahead(make(stop, tokens=tokens), device)) as batches,
         contextlib.closing(TrainingLog(run / "train" / "log.jsonl", first_step)) as log,
         contextlib.closing(Tracking(recipe, run, first_step, log, say)),
         keeping_features(recipe, vla, run, features, say),
