@@ -186,8 +186,8 @@ def test_progress_counts_valid_steps_and_shares_of_time(dataset, tmp_path, monke
     monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     original, valid = batches.make_batches, []
 
-    def counted(*args):
-        for batch in original(*args):
+    def counted(*args, **keys):
+        for batch in original(*args, **keys):
             valid.append(int(batch.step_mask.sum()))
             yield batch
 

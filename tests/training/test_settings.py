@@ -230,9 +230,9 @@ def test_workers_timeout_and_share_of_the_cache_reach_the_batches(
 ) -> None:
     given: list[Any] = []
 
-    def batches(*args: Any) -> Any:
+    def batches(*args: Any, **keys: Any) -> Any:
         given.extend(args)
-        yield from loop_batches(*args[:4], 0, *args[5:])
+        yield from loop_batches(*args[:4], 0, *args[5:], **keys)
 
     loop_batches = loop.make_batches
     monkeypatch.setattr(loop, "make_batches", batches)
