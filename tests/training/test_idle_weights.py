@@ -20,6 +20,7 @@ from anyvla.training.config import TrainingConfig
 from anyvla.training.errors import TrainingError
 from anyvla.training.idle_weights import IdleWeights, group_by_module
 from anyvla.training.loop import train
+from anyvla.training.processes import Processes
 from tests.small import batch, embodiment, episode, model, policy, recipe
 
 
@@ -96,7 +97,7 @@ def test_a_layer_that_only_a_rare_data_set_uses_is_waited_for(caplog: pytest.Log
     vla = policy()
     for name, weight in vla.named_parameters():
         weight.grad = None if name.startswith("decoder") else torch.ones_like(weight)
-    watch, steps = IdleWeights(vla, 2, "error"), torch.tensor([[0, 0, 0], [0, 3, 1]])
+    watch, steps = IdleWeights(vla, 2, "error", Processes.single()), torch.tensor([[0, 0, 0], [0, 3, 1]])
     frequent = dataclasses.replace(batch(2, 1), samples=steps)
     for _ in range(14):
         watch.look(frequent, last=False)

@@ -33,6 +33,7 @@ from anyvla.training.kept import KeepConfig, select_kept
 from anyvla.training.log import TrainingLog
 from anyvla.training.loop import train
 from anyvla.training.optim import OptimConfig
+from anyvla.training.processes import Processes
 from anyvla.training.state import TrainingState
 from tests.small import embodiment, episode, mixture, model, policy, recipe
 
@@ -83,7 +84,7 @@ def make_keeper(run: Path, begun: Path | None = None, **keys: Any) -> Checkpoint
     state.optimizer.step()
     given = {"steps": 9, "checkpoint_every": 2, "keep": {"last": 1, "best": 1, "every": 5}, **keys}
     (run / "train").mkdir(parents=True, exist_ok=True)
-    return CheckpointKeeper(run, state, {"name": "small"}, build(TrainingConfig, given), begun)
+    return CheckpointKeeper(run, state, {"name": "small"}, build(TrainingConfig, given), begun, Processes.single())
 
 
 def names(run: Path) -> list[int]:

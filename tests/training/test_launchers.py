@@ -88,6 +88,7 @@ def test_a_single_process_trains_whatever_started_it(environment: dict[str, str]
 
 def test_other_commands_are_one_process() -> None:
     check_one_process("serve", {})
+    check_one_process("serve", SRUN)  # in the script of a job
     with pytest.raises(ConfigError, match="torchrun started 16 processes, each of them an anyvla serve of its own"):
         check_one_process("serve", TORCHRUN)
 

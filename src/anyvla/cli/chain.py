@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from anyvla.recipe import Recipe
     from anyvla.robot.embodiment import Embodiment
     from anyvla.stages import Stage
+    from anyvla.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -74,26 +76,31 @@ def read_chain(options: argparse.Namespace, overrides: Sequence[str]) -> Chain |
     return Chain(options.recipe, run, stages, asked)
 
 
-def train_chain(chain: Chain, train: Callable[[Recipe, Path], Path]) -> Path:
+def train_chain(chain: Chain, train: Callable[[Recipe, Path], Path], processes: Processes | None = None) -> Path:
     """Train the stages that are not finished, in order, by `train`. Return the checkpoint of the last one.
+
+    `processes`: this process among those that train together, which all call this; None: there is one.
 
     Raises ConfigError, before any stage begins, if one was begun with other settings, lacks its data, or
     cannot start from its policy.
     """
     from anyvla.checkpoint.of_chain import list_stages, publish, write_order
     from anyvla.checkpoint.of_run import FINAL
+    from anyvla.training.processes import Processes
 
-    last = chain.last
+    processes, last = processes or Processes.single(), chain.last
     if (chain.run / FINAL).is_dir() and not (chain.run / FINAL).is_symlink() and not list_stages(chain.run):
         raise ConfigError(f"{chain.run} is the folder of another run, in one stage: choose another output folder")
-    with lock_folder(chain.run):
-        pending = find_pending(chain)
+    with processes.only_main(partial(lock_folder, chain.run)):
+        pending = find_pending(chain, processes)
         for stage in pending:
             _check_origin(chain, stage, pending)
-        robots = {stage.name: _check_data(chain, stage) for stage in pending}
+        with processes.main_first():
+            robots = {stage.name: _check_data(chain, stage) for stage in pending}
         for stage in pending:
             _check_statistics(chain, stage, robots)
-        write_order(chain.run, [stage.name for stage in chain.stages])
+        if processes.is_main:
+            write_order(chain.run, [stage.name for stage in chain.stages])
         for number, stage in enumerate(chain.asked, 1):
             if not stage.trains:
                 continue
@@ -104,12 +111,12 @@ def train_chain(chain: Chain, train: Callable[[Recipe, Path], Path]) -> Path:
                 there = chain.folder(stage).is_dir()
                 console.print("trained already" if there else "removed, and no longer needed", chain.folder(stage))
         final = chain.folder(last) / FINAL
-        if chain.asked == chain.stages and final.is_dir():
+        if processes.is_main and chain.asked == chain.stages and final.is_dir():
             publish(chain.run, last.name)
     return final
 
 
-def find_pending(chain: Chain) -> list[Stage]:
+def find_pending(chain: Chain, processes: Processes) -> list[Stage]:
     """Return the stages to train or to resume, in order. Raises ConfigError, for example if one was changed.
 
     A stage whose run folder was removed is trained again only for a stage that starts from it and has not begun.
@@ -122,7 +129,7 @@ def find_pending(chain: Chain) -> list[Stage]:
     begun = {s.name: checkpoint.latest(chain.folder(s)) for s in chain.stages if s.trains}
     pending = []
     for stage in [s for s in chain.asked if s.trains]:
-        check_before_data(stage.recipe, chain.folder(stage))
+        check_before_data(stage.recipe, chain.folder(stage), processes)
         later = _descendants(stage, chain.stages)
         begun_later = [other.name for other in later if begun[other.name] is not None]
         found = begun[stage.name]

@@ -30,6 +30,8 @@ COMMANDS = {
     "doctor": ("anyvla.cli.doctor.command", "check this machine, and print how to install missing packages"),
 }
 
+_ONE_PROCESS = ("quickstart", "eval", "study", "play", "serve")  # commands that several processes would do twice
+
 
 def usage() -> str:
     """Return the text of `anyvla --help`."""
@@ -87,12 +89,31 @@ def main(argv: list[str] | None = None) -> int:
         with stoppable(name):
             from anyvla.cli.common import run_guarded  # imports rich, which help does not need
 
-            status = run_guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(rest), name)
+            status = run_guarded(lambda: _run(name, rest), name)
     except KeyboardInterrupt:  # outside of `run_guarded`
         status = STOPPED
-    if argv is None and name == "serve":
+    if argv is None and (name == "serve" or (name == "train" and _is_launched())):
         end_process(status)
     return status
+
+
+def _is_launched() -> bool:
+    """Return whether this is one of several processes, whose connections may be cut at the end."""
+    from anyvla.config import ConfigError
+    from anyvla.training.launchers import read_launch
+
+    try:
+        return read_launch() is not None
+    except ConfigError:
+        return False
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name in _ONE_PROCESS:
+        from anyvla.training.launchers import check_one_process
+
+        check_one_process(name)
+    return importlib.import_module(COMMANDS[name][0]).main(arguments)
 
 
 if __name__ == "__main__":

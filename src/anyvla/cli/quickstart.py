@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
     from anyvla.evaluation.statistics import summarize
     from anyvla.report.chain import write_chain_report
     from anyvla.report.run_report import write_report
-    from anyvla.training.launchers import check_one_process
 
     chain = read_chain(options, overrides)
     phases: dict[str, Callable[[], object]]
@@ -50,7 +49,6 @@ def main(argv: list[str]) -> int:
         run, policy_run = chain.run, (chain.last.recipe, chain.folder(chain.last))
         phases, report = _phases_of_chain(chain), write_chain_report
     phases |= {"evaluate": lambda: evaluate(*policy_run), "report": lambda: report(run)}
-    check_one_process("quickstart")
     with lock_folder(run):
         peak = 0.0
         for number, (name, phase) in enumerate(phases.items(), 1):

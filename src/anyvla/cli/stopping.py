@@ -55,9 +55,10 @@ _asked: threading.Event | None = None  # set by a signal; None outside of `grace
 
 
 @contextlib.contextmanager
-def graceful() -> Iterator[Callable[[], bool]]:
+def graceful(*, quietly: bool = False) -> Iterator[Callable[[], bool]]:
     """Yield `stop`, a function that returns True after the first Ctrl-C or SIGTERM. Another Ctrl-C interrupts at once.
 
+    The first one prints a line, unless `quietly`: then another process of the same command does.
     Raises Interrupted at the end if a signal came after the last call of `stop()`. Nested calls share one state.
     """
     global _asked
@@ -72,7 +73,8 @@ def graceful() -> Iterator[Callable[[], bool]]:
         if not asked.is_set():
             asked.set()
             first = time.monotonic()
-            _say("stopping at the next safe point; press Ctrl-C again to stop at once")
+            if not quietly:
+                _say("stopping at the next safe point; press Ctrl-C again to stop at once")
         elif number == signal.SIGINT and time.monotonic() - first > _AT_ONCE_AFTER_S:
             raise KeyboardInterrupt
 

@@ -12,19 +12,30 @@ from anyvla.cli.common import ProgressBar, console, read_recipe
 from anyvla.cli.in_training import InTrainingEvaluation
 from anyvla.cli.recipe_help import KeyParser
 from anyvla.cli.stopping import graceful
+from anyvla.cli.together import joined, silent_unless_first
 from anyvla.config import ConfigError
 from anyvla.files.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from anyvla.data.training.mixture import Mixture
     from anyvla.recipe import Recipe
+    from anyvla.training.launchers import Launch
     from anyvla.training.meter import Progress
+    from anyvla.training.processes import Processes
 
 PROFILED, MOST_PROFILED = 20, 1000  # steps
 
 
 def main(argv: list[str]) -> int:
-    """Train, and print the folder of the checkpoint."""
+    """Train, and print the folder of the checkpoint. In several processes, the first one prints."""
+    from anyvla.training.launchers import read_launch
+
+    launch = read_launch()
+    with silent_unless_first(launch):
+        return _train(argv, launch)
+
+
+def _train(argv: list[str], launch: Launch | None) -> int:
     parser = KeyParser(
         prog="anyvla train",
         description=__doc__,
@@ -41,9 +52,10 @@ def main(argv: list[str]) -> int:
         help=f"show where the time of a step goes, over some steps (default: {PROFILED}); writes profile/ in the run",
     )
     options, overrides = parser.parse_known_args(argv)
-    run = partial(train, profile=options.profile)
-    chain = read_chain(options, overrides)
-    print(run(*read_recipe(options, overrides)) if chain is None else train_chain(chain, run))
+    with joined(launch) as processes:
+        run = partial(train, profile=options.profile, processes=processes)
+        chain = read_chain(options, overrides)
+        print(run(*read_recipe(options, overrides)) if chain is None else train_chain(chain, run, processes))
     return 0
 
 
@@ -74,24 +86,35 @@ def open_data(recipe: Recipe, run: Path) -> Mixture:
         return open_mixture(recipe.data, root, bar)
 
 
-def train(recipe: Recipe, run: Path, profile: int | None = None, features: Path | None = None) -> Path:
+def train(
+    recipe: Recipe,
+    run: Path,
+    profile: int | None = None,
+    features: Path | None = None,
+    processes: Processes | None = None,
+) -> Path:
     """Train the recipe in its run folder, and profile some steps of it. Return the checkpoint.
 
-    `features`: a folder in which several trainings keep the features of frozen vision towers.
+    `features`: a folder in which several trainings keep the features of frozen vision towers. `processes`: this process
+    among those that train together, which all call this; None: there is one.
     """
     from anyvla.planning.out_of_memory import explaining_out_of_memory
     from anyvla.training.loop import train as run_training
     from anyvla.training.preflight import check_before_data
+    from anyvla.training.processes import Processes
     from anyvla.training.warm_start.start import find_origin
 
-    check_before_data(recipe, run)
-    with lock_folder(run):
+    processes = processes or Processes.single()
+    check_before_data(recipe, run, processes)
+    with processes.only_main(partial(lock_folder, run)):
         find_origin(recipe, run)  # refused before the statistics, which may take minutes
-        evaluations = [] if recipe.training.evaluate is None else [InTrainingEvaluation(recipe, run)]
-        mixture = open_data(recipe, run)
-        with ProgressBar("statistics") as bar:
-            mixture.robots(bar)  # the mixture keeps them; here, Ctrl-C stops at once
-        with graceful() as stop, ProgressBar("train") as bar:
+        evaluates = recipe.training.evaluate is not None and processes.is_main
+        evaluations = [InTrainingEvaluation(recipe, run)] if evaluates else []
+        with processes.main_first():  # the others find hashes and statistics in the cache
+            mixture = open_data(recipe, run)
+            with ProgressBar("statistics") as bar:
+                mixture.robots(bar)  # the mixture keeps them; here, Ctrl-C stops at once
+        with graceful(quietly=not processes.is_main) as stop, ProgressBar("train") as bar:
 
             def show(p: Progress) -> None:
                 bar(p.step, p.steps, describe(p))
@@ -110,6 +133,7 @@ def train(recipe: Recipe, run: Path, profile: int | None = None, features: Path 
                     measurements=evaluations,
                     profile=profile,
                     features=features,
+                    processes=processes,
                 )
     console.print(f"trained: {checkpoint}")
     return checkpoint

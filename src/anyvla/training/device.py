@@ -6,6 +6,7 @@ import torch
 
 from anyvla.config import ConfigError
 from anyvla.registry import suggest
+from anyvla.training.processes import Processes
 
 _USUAL = ("auto", "cpu", "cuda", "mps")
 
@@ -33,6 +34,56 @@ def pick_device(name: str) -> torch.device:
             "of them; anyvla doctor says more"
         ) from None
     return device
+
+
+def pick_own_device(name: str, processes: Processes) -> torch.device:
+    """Return the device of this process: `cuda:LOCAL_RANK` where there are GPUs, for one process that of `pick_device`.
+
+    Raises ConfigError for a device that not every process can have.
+    """
+    if processes.count == 1:
+        return pick_device(name)
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"training.device is {name}, but {processes.count} processes train: each takes a GPU of its own with "
+            "--training.device auto, or cores with cpu"
+        )
+    device = pick_device(name)
+    if device.type == "cuda":
+        device = _own_gpu(processes)
+        torch.cuda.set_device(device)
+    _check_distinct(device, processes)
+    return device
+
+
+def _own_gpu(processes: Processes) -> torch.device:
+    """Return the GPU of this process: the one of its number, or the only one that its launcher shows to it."""
+    there, number = torch.cuda.device_count(), processes.local_rank
+    if number >= there > 1:
+        raise ConfigError(
+            f"{processes.local_count} processes run on this machine, which has {there} GPUs: start one for each, as "
+            f"with torchrun --nproc-per-node {there}"
+        )
+    return torch.device("cuda", number if number < there else 0)
+
+
+def _check_distinct(device: torch.device, processes: Processes) -> None:
+    """Raise ConfigError if two processes have the same GPU, or if some have a GPU and others have none."""
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    gpus = processes.gather(gpu)
+    first: dict[tuple[str, str], int] = {}
+    for rank, own in enumerate(gpus):
+        if (own is None) != (gpus[0] is None):
+            on_gpu, on_cpu = (rank, 0) if gpus[0] is None else (0, rank)
+            raise ConfigError(
+                f"{processes.describe(on_gpu)} has a GPU and {processes.describe(on_cpu)} has none: train on machines "
+                "with GPUs only, or with --training.device cpu"
+            )
+        if own is not None and first.setdefault((processes.hosts[rank], own), rank) != rank:
+            raise ConfigError(
+                f"{processes.describe(first[processes.hosts[rank], own])} and {processes.describe(rank)} have the same "
+                "GPU: start one process for each GPU"
+            )
 
 
 def _list_devices() -> str:

@@ -13,6 +13,7 @@ from anyvla.backbones.frozen_features import FrozenFeatures
 from anyvla.backbones.tokens import TokenBackbone
 from anyvla.policy import VLA
 from anyvla.training.config import TrainingRecipe
+from anyvla.training.processes import Processes
 
 OWN = Path("train") / "features"  # in the folder of a run
 
@@ -47,7 +48,12 @@ def keeps_features(backbone: type) -> bool:
 
 @contextmanager
 def keeping_features(
-    recipe: TrainingRecipe, vla: VLA, run: Path, shared: Path | None, say: Callable[[str], None]
+    recipe: TrainingRecipe,
+    vla: VLA,
+    run: Path,
+    shared: Path | None,
+    say: Callable[[str], None],
+    processes: Processes,
 ) -> Iterator[None]:
     """Keep the features of a frozen vision tower within the context, and say whether they are kept.
 
@@ -72,7 +78,8 @@ def keeping_features(
     finally:
         backbone.frozen_features = None
         features.close()
-    if shared is None:
+    processes.wait_for_all()  # they write there
+    if shared is None and processes.is_main:
         shutil.rmtree(folder, ignore_errors=True)
 
 

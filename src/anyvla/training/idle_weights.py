@@ -9,6 +9,7 @@ from torch import nn
 
 from anyvla.policy import VLA
 from anyvla.training.errors import TrainingError
+from anyvla.training.processes import Processes
 from anyvla.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ class IdleWeights:
     Frozen weights are none of them, and neither are those that the backbone declares as `unused_modules`.
     """
 
-    def __init__(self, vla: VLA, sources: int, then: Literal["warn", "error", "ignore"]) -> None:
+    def __init__(self, vla: VLA, sources: int, then: Literal["warn", "error", "ignore"], processes: Processes) -> None:
+        self._processes = processes
         unused = {w for module in getattr(vla.backbone, "unused_modules", ()) for w in module.parameters()}
         self._vla, self._then = vla, then
         self._idle = {n: w for n, w in vla.named_parameters() if w.requires_grad and w not in unused}
@@ -38,8 +40,8 @@ class IdleWeights:
         if self._done:
             return
         self._steps += 1
-        if batch.samples is not None:
-            self._unseen -= set(batch.samples[:, 0].tolist())
+        own = [] if batch.samples is None else batch.samples[:, 0].unique().tolist()
+        self._unseen -= {source for seen in self._processes.gather(own) for source in seen}
         self._idle = {n: w for n, w in self._idle.items() if w.requires_grad and (w.grad is None or not w.grad.any())}
         self._done = last or (self._steps >= _STEPS and (not self._unseen or self._steps >= _MOST_STEPS))
         if not self._done or not self._idle:

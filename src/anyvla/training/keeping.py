@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from anyvla.checkpoint.of_run import FINAL, SavedCheckpoint, Score, list_checkpoints, select_best, step_folder
+from anyvla.files import durable
 from anyvla.limits import COUNT
 from anyvla.training import checkpoint
 from anyvla.training.card import format_model_card
 from anyvla.training.config import TrainingConfig
 from anyvla.training.disk_space import check_space, checkpoint_size, describe_space
 from anyvla.training.kept import remove_surplus
+from anyvla.training.processes import Processes
 from anyvla.training.state import TrainingState
 from anyvla.training.warm_start.record import FILE, WarmStartRecord
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointKeeper:
-    """Writes checkpoints below a run folder when they are due, and removes older ones."""
+    """Writes checkpoints below a run folder when they are due, and removes older ones. Only process 0 does."""
 
     def __init__(
         self,
@@ -34,11 +36,13 @@ class CheckpointKeeper:
         recipe: Mapping[str, Any],
         config: TrainingConfig,
         begun: Path | None,  # the checkpoint from which training resumes
+        processes: Processes,
         warm_start: WarmStartRecord | None = None,
     ) -> None:
         self.warm_start = warm_start
         self.run, self.state, self.recipe, self.config = run, state, recipe, config
         self.newest = begun
+        self.processes = processes
         self._score: tuple[int, Score] | None = None
         self._failed_at: int | None = None  # the step of the last checkpoint, if it could not be written
 
@@ -46,14 +50,19 @@ class CheckpointKeeper:
         """Compare the free space with that of the checkpoints to come; `measured`: they may have scores.
 
         Raises OSError if not even one fits. Logs a warning if they do not all fit. A finished checkpoint, trained for
-        more steps, is then one on the way; if training fails before this, it stays in its place.
+        more steps, is then one on the way; if training fails before this, it stays in its place. The record of a warm
+        start is written.
         """
+        if not self.processes.is_main:
+            return
         keep = self.config.keep
         wanted = keep.last + 1 + (keep.best if measured else 0) + self.config.steps // (keep.every or COUNT)
         size = checkpoint_size(self.state)
         check_space(self.run, size, wanted - len(list_checkpoints(self.run)))
         if self.newest == self.run / FINAL:
             self.newest = checkpoint.reopen(self.newest)
+        if self.warm_start is not None and self.newest is None:
+            durable.write(self.run / "train" / FILE, self.warm_start.to_json())
 
     def record(self, step: int, score: Score) -> None:
         """Take the score of the policy after `step` steps. It belongs to the checkpoint of that step, if one is due."""
@@ -80,7 +89,7 @@ class CheckpointKeeper:
         OSError, with the space that is needed, if that fails as well, or at once with `last_chance`.
         """
         folder = step_folder(self.run, step)
-        if self.newest is not None and self.newest.name == folder.name:
+        if not self.processes.is_main or (self.newest is not None and self.newest.name == folder.name):
             return
         try:
             self._save(folder, step)
@@ -96,6 +105,8 @@ class CheckpointKeeper:
     def finish(self, steps: int) -> Path:
         """Write the finished checkpoint after the last step and return its folder. Raises OSError like `save`."""
         folder = self.run / FINAL
+        if not self.processes.is_main:
+            return folder
         if self.newest == step_folder(self.run, steps):  # written before the last measurement
             return checkpoint.close(self.run, self.newest)
         try:

@@ -51,22 +51,23 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
                 f"{launcher} started {environment[variable]} processes ({variable}), each of them a training of its "
                 "own: start them with torchrun, accelerate launch or srun"
             )
-    # A shell of salloc has the variables of its job, but is one process. A step of a job may have fewer tasks than it.
-    shell = environment.get("SLURM_JOB_NAME") in _SHELLS and "SLURM_STEP_ID" not in environment
-    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
-    if "SLURM_PROCID" not in environment or shell or _count(tasks) <= 1:
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")  # a step may have fewer
+    if "SLURM_PROCID" not in environment or _count(tasks) <= 1:
         return None
-    if "SLURM_STEP_ID" not in environment:
-        raise ConfigError(
-            f"the SLURM job has {tasks} tasks, and this is its script, which runs once: start the command with srun, "
-            "or ask for one task (--ntasks 1)"
-        )
-    return _read_srun(environment)
+    if "SLURM_STEP_ID" in environment:
+        return _read_srun(environment)
+    if environment.get("SLURM_JOB_NAME") in _SHELLS:  # of salloc, which is one process
+        return None
+    raise ConfigError(
+        f"the SLURM job has {tasks} tasks, and this is its script, which runs once: start the command with srun, or "
+        "ask for one task (--ntasks 1)"
+    )
 
 
 def check_one_process(command: str, environment: Mapping[str, str] = os.environ) -> None:
     """Raise ConfigError in one of several processes of a launcher, for a command that is one process."""
-    found = read_launch(environment)
+    script = "SLURM_PROCID" in environment and "SLURM_STEP_ID" not in environment  # of a job; it runs once
+    found = None if script and "WORLD_SIZE" not in environment else read_launch(environment)
     if found is not None:
         raise ConfigError(
             f"{found.launcher} started {found.count} processes, each of them an anyvla {command} of its own: start "

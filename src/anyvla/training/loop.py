@@ -20,22 +20,25 @@ from anyvla.interrupted import Interrupted
 from anyvla.representations.codec_report import check_codec
 from anyvla.training import checkpoint
 from anyvla.training.action_tokens import ActionTokens
+from anyvla.training.agreement import check_same_data
 from anyvla.training.batches import StalledData, make_batches
 from anyvla.training.checks import check_actions_vary, check_batch_size, describe_robot_dims, train_in_float32
 from anyvla.training.config import TrainingConfig, TrainingRecipe
-from anyvla.training.device import pick_device, pick_precision
+from anyvla.training.device import pick_own_device, pick_precision
 from anyvla.training.features import keeping_features
+from anyvla.training.gradients import Gradients
 from anyvla.training.idle_weights import IdleWeights
 from anyvla.training.keeping import CheckpointKeeper
 from anyvla.training.layers import prepare_layers
 from anyvla.training.log import TrainingLog
-from anyvla.training.measurements import Measurements, PlannedMeasurement, choose_best
+from anyvla.training.measurements import Measurement, Measurements, PlannedMeasurement, choose_best
 from anyvla.training.meter import Meter, Progress
 from anyvla.training.parts import describe_parts, freeze_parts
 from anyvla.training.pinning import pin_ahead
 from anyvla.training.preflight import check_before_data
+from anyvla.training.processes import EndedElsewhere, Processes
 from anyvla.training.profile import profiled
-from anyvla.training.resume import find_checkpoint_to_resume
+from anyvla.training.resume import share_checkpoint_to_resume
 from anyvla.training.schedules import describe_endless_warmup
 from anyvla.training.spans import span
 from anyvla.training.spikes import SpikeLog
@@ -61,24 +64,29 @@ def train(
     measurements: Sequence[PlannedMeasurement] = (),
     profile: int | None = None,
     features: Path | None = None,
+    processes: Processes | None = None,
 ) -> Path:
     """Train, or resume the training in `run`. Return `run/checkpoint`, which keeps the recipe.
 
     `mixture` is the opened data of the recipe. `say` gets lines for people before the first step and while the first
     frames are decoded. `measurements` start with the policy; their numbers are logged. `profile`: the number of
     steps to profile into `run/profile`, which changes no result. `features`: a folder in which several trainings keep
-    the features of frozen vision towers.
+    the features of frozen vision towers. `processes`: this process among those that train together, which all call
+    this; the first one writes the run, measures and calls `progress` and `say`. None: there is one.
 
     Raises ConfigError if the checkpoint in `run` is of another recipe, if `training.init_from` cannot be used, if
-    `training.best` is not measured or if a launcher started several processes, CodecError unless `run/codec` is the
-    codec of the representation, fitted to this data, TrainingError if the loss or the gradients are not finite,
-    StalledData or WorkerDied if the workers fail, Interrupted if `stop()` returns true.
+    `training.best` is not measured or if the processes differ, CodecError unless `run/codec` is the codec of the
+    representation, fitted to this data, TrainingError if the loss or the gradients are not finite, StalledData or
+    WorkerDied if the workers fail, Interrupted if `stop()` returns true in any process, EndedElsewhere or LostProcess
+    if another process fails or dies.
     """
-    check_before_data(recipe, run)
+    processes = processes or Processes.single()
+    check_before_data(recipe, run, processes)
     model, config, data = recipe.model, recipe.training, recipe.data
-    device, origin = pick_device(config.device), find_origin(recipe, run)
+    device, origin = pick_own_device(config.device, processes), find_origin(recipe, run)
     robots = mixture.robots()
-    begun, complete = find_checkpoint_to_resume(run, recipe, robots)
+    check_same_data({robot.embodiment.name: robot.statistics.fingerprint for robot in robots}, processes)
+    begun, complete = share_checkpoint_to_resume(run, recipe, robots, processes)
     if complete:
         return run / "checkpoint"
     start = Start(recipe, run, robots, begun, origin)
@@ -89,7 +97,8 @@ def train(
     check_actions_vary(start.robots, model.normalization)
     groups = mixture.layout.embodiment.action.groups
     names = {} if data.validation is None else name_numbers(groups)
-    best = choose_best(names | {name: higher for m in measurements for name, higher in m.names.items()}, config.best)
+    names = names | {name: higher for m in measurements for name, higher in m.names.items()}
+    best = choose_best(names, config.best) if processes.is_main else None
     for note in describe_robot_dims(start.robots, model.normalization):
         logger.warning("%s", note)
     if warning := describe_endless_warmup(config.optim, config.steps):
@@ -123,21 +132,25 @@ def train(
     make = partial(make_batches, first_step, windows, config, model.view, data.workers, data.worker_timeout_s)
     tokens = ActionTokens.of(vla)
     (run / "train").mkdir(parents=True, exist_ok=True)
+    rows, main, ahead = processes.split(config.batch_size), processes.is_main, range(first_step, config.steps)
     with (
-        lock_folder(run),
-        contextlib.closing(pin_ahead(make(stop, tokens=tokens), device)) as batches,
-        contextlib.closing(TrainingLog(run / "train" / "log.jsonl", first_step)) as log,
+        processes.only_main(partial(lock_folder, run)),
+        contextlib.closing(pin_ahead(make(stop, rows=rows, tokens=tokens), device)) as batches,
+        contextlib.closing(TrainingLog(run / "train" / "log.jsonl" if main else None, first_step)) as log,
         contextlib.closing(Tracking(recipe, run, first_step, log, say)),
-        keeping_features(recipe, vla, run, features, say),
-        contextlib.closing(profiled(range(first_step, config.steps), profile, vla, run, say)) as steps,
+        keeping_features(recipe, vla, run, features, say, processes),
+        contextlib.closing(profiled(ahead, profile if main else None, vla, run, say)) as steps,
     ):
-        keeper = CheckpointKeeper(run, state, to_dict(recipe), config, begun, start.record)
-        measured = [*open_validation(recipe, mixture, vla, window), *(of.start(vla) for of in measurements)]
-        take_step = OptimizerStep(state, config, device, windows.describe)
-        meter = Meter(device, precision, compiled=config.compile)
-        spikes = SpikeLog(config.spikes, run / "train" / "spikes.jsonl", first_step, windows.describe)
+        gradients = Gradients(vla, processes)  # from here on, no process reads the checkpoint that it resumes from
+        keeper = CheckpointKeeper(run, state, to_dict(recipe), config, begun, processes, start.record)
+        measured: list[Measurement] = []
+        if main:
+            measured += [*open_validation(recipe, mixture, vla, window), *(of.start(vla) for of in measurements)]
+        take_step = OptimizerStep(state, config, device, windows.describe, gradients)
+        meter = Meter(device, precision, processes, compiled=config.compile)
+        spikes = SpikeLog(config.spikes, run / "train" / "spikes.jsonl", first_step, windows.describe, processes)
         measure = Measurements(measured, config.steps, best, keeper, log, meter, say, state.acting_weights)
-        idle = IdleWeights(vla, len(mixture.datasets), config.without_gradient)
+        idle = IdleWeights(vla, len(mixture.datasets), config.without_gradient, processes)
         keeper.begin(measured=best is not None)
         measure.resume(first_step)
         for step in steps:
@@ -145,17 +158,19 @@ def train(
             try:
                 with meter.waiting(), first:
                     batch = next(batches)
-            except (StalledData, WorkerDied) as error:
+                asked = processes.count > 1 and stop()
+                count, samples, stops = processes.sum(vla.count_elements(batch), int(batch.step_mask.sum()), asked)
+            except (StalledData, WorkerDied, EndedElsewhere, Interrupted) as error:
                 if step:
                     keeper.save(step)
                 if stop():
                     raise Interrupted(_stopped(step, config)) from error
                 raise
             meter.flops.count_once(partial(take_step.count_flops, batch))
-            result = take_step(batch, step, keeper.newest)
+            result = take_step(batch, step, keeper.newest, count)
             done = step + 1
             idle.look(batch, last=done == config.steps)
-            meter.count(batch)
+            meter.count(samples)
             if done % config.log_every == 0 or done == config.steps:
                 line = Progress.of(done, config.steps, result, meter.read())
                 with span("log"):
@@ -166,11 +181,12 @@ def train(
                 log.write({"step": done, "overflowed_at_scale": result.overflowed})
             with span("measure"):
                 measure(done)
-            stopping = stop()
+            stopping = bool(stops) if processes.count > 1 else stop()
             if done < config.steps and (keeper.is_due(done) or stopping):
                 with span("checkpoint"):
                     keeper.save(done, last_chance=stopping)
                 if stopping:
+                    processes.wait_for_all()
                     raise Interrupted(_stopped(done, config))
         if changed := find_edited([Path(d.root) for d in mixture.datasets]):
             logger.warning(

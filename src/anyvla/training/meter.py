@@ -12,9 +12,9 @@ import psutil
 import torch
 
 from anyvla.training.flops import FlopsMeter
+from anyvla.training.processes import Processes
 from anyvla.training.spans import span
 from anyvla.training.step import StepResult
-from anyvla.types import Batch
 
 
 class Speed(NamedTuple):
@@ -37,11 +37,11 @@ class Progress:
     parts: Mapping[str, float]
     lr: float
     grad_norm: float
-    samples_per_s: float  # windows x valid steps
-    wait_share: float  # of the time, waiting for data
+    samples_per_s: float  # windows x valid steps, of all processes
+    wait_share: float  # of the time, waiting for data; the mean of all processes
     elapsed_s: float  # this run of the process
-    memory_gb: float  # of the GPU at the peak so far, or of this process on a CPU
-    mfu: float | None = None  # share of the peak FLOP/s of the GPU; None: not known
+    memory_gb: float  # of the GPU at the peak so far, or of the process on a CPU; the most of all processes
+    mfu: float | None = None  # share of the peak FLOP/s of the GPUs; None: not known
 
     @classmethod
     def of(cls, step: int, steps: int, result: StepResult, speed: Speed) -> Progress:
@@ -56,14 +56,17 @@ class Progress:
 class Meter:
     """Measures samples per second and the share of time spent waiting, since the last reading."""
 
-    def __init__(self, device: torch.device, precision: torch.dtype, *, compiled: bool = False) -> None:
+    def __init__(
+        self, device: torch.device, precision: torch.dtype, processes: Processes, *, compiled: bool = False
+    ) -> None:
+        self._processes = processes
         self._device, self.flops = device, FlopsMeter(device, precision, compiled=compiled)
         self.begin = self.last = time.perf_counter()
         self.samples, self.waited = 0, 0.0
 
-    def count(self, batch: Batch) -> None:
-        """Count the samples of a batch."""
-        self.samples += int(batch.step_mask.sum())
+    def count(self, samples: float) -> None:
+        """Count the samples of the batch of a step, over all processes."""
+        self.samples += int(samples)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -81,12 +84,16 @@ class Meter:
         self.last += time.perf_counter() - start
 
     def read(self) -> Speed:
-        """Return the speed since the last reading."""
+        """Return the speed since the last reading. All processes call it at the same steps."""
         now = time.perf_counter()
         spent = now - self.last
         rate = self.samples / spent
+        shares, memory = zip(
+            *(m.numbers for m in self._processes.exchange([self.waited / spent, self._measure_memory()])), strict=True
+        )
+        own_rate = rate / self._processes.count
         reading = Speed(
-            rate, self.waited / spent, now - self.begin, self._measure_memory(), self.flops.utilization(rate)
+            rate, sum(shares) / len(shares), now - self.begin, max(memory), self.flops.utilization(own_rate)
         )
         self.last, self.samples, self.waited = now, 0, 0.0
         return reading

@@ -27,13 +27,13 @@ Describe = Callable[[Sequence[int], str], str]  # a row of `Batch.samples` and i
 Run = Callable[[Batch], Loss]  # a forward and a backward pass
 
 
-def explain(vla: VLA, pieces: Sequence[tuple[Batch, Run]], describe: Describe, precision: torch.dtype) -> str:
-    """Return sentences on the cause of a failed step and its remedy.
+def explain(vla: VLA, pieces: Sequence[tuple[Batch, Run]], describe: Describe, precision: torch.dtype) -> str | None:
+    """Return sentences on the cause of a failed step and its remedy; None if none of these pieces fails again.
 
     `pieces` are the pieces of the batch, each with a function that computes it, or a changed copy of it, once more.
     `precision` is the type of the matrix products. Leaves arbitrary gradients; the weights stay as they are.
     """
-    in_float32 = precision == torch.float32
+    in_float32 = _is_exact(precision)
     broken = [name for name, weight in vla.named_parameters() if not weight.isfinite().all()]
     if broken:
         return (
@@ -54,7 +54,17 @@ def explain(vla: VLA, pieces: Sequence[tuple[Batch, Run]], describe: Describe, p
                 return not _run(vla, run, _keep_rows(piece, rows)).total.isfinite() or bool(bad)
 
         return where + first + _name_samples(vla, piece, fails, describe, in_float32)
-    remedy = "another machine or another version of PyTorch" if in_float32 else "--training.precision float32"
+    return None
+
+
+def _is_exact(precision: torch.dtype) -> bool:
+    return precision == torch.float32
+
+
+def describe_no_cause(precision: torch.dtype) -> str:
+    """Return sentences on a failed step whose pieces do not fail again."""
+    exact = _is_exact(precision)
+    remedy = "another machine or another version of PyTorch" if exact else "--training.precision float32"
     return (
         "The same step, computed again, was finite: the hardware or a library may be at fault. Resume, and try "
         f"{remedy} if it happens again"

@@ -54,8 +54,10 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
-def freeze_until_due(optimizer: torch.optim.Optimizer, vla: VLA, step: int) -> None:
+def freeze_until_due(optimizer: torch.optim.Optimizer, vla: VLA, step: int) -> bool:
     """Freeze the groups of a policy in training that train from a later step on, and unfreeze the others.
+
+    Returns whether any weight was frozen or unfrozen.
 
     A frozen weight has no gradient, so that it takes no memory for one; its optimizer state begins with its first. A
     frozen vision tower is in eval mode.
@@ -68,3 +70,4 @@ def freeze_until_due(optimizer: torch.optim.Optimizer, vla: VLA, step: int) -> N
             weight.requires_grad_(due)
     if changed:
         vla.train()
+    return changed

@@ -8,20 +8,28 @@ from anyvla.checkpoint.files import CONFIG, WEIGHTS
 from anyvla.config import ConfigError
 from anyvla.files import tensor_files
 from anyvla.training import checkpoint
+from anyvla.training.accelerate_options import check_accelerate_options
+from anyvla.training.agreement import check_batch_divides, check_same_program
 from anyvla.training.config import TrainingRecipe
-from anyvla.training.device import pick_device
-from anyvla.training.launchers import check_one_process
+from anyvla.training.device import pick_own_device, pick_precision
+from anyvla.training.machine_limits import check_file_descriptors, check_shared_memory
+from anyvla.training.processes import Processes
 from anyvla.training.resume import check_same_recipe, check_steps
 
 
-def check_before_data(recipe: TrainingRecipe, run: Path) -> None:
-    """Check the launcher, the measurements, the device, and that the output folder is free or holds this recipe's run.
+def check_before_data(recipe: TrainingRecipe, run: Path, processes: Processes) -> None:
+    """Check the processes, the measurements, the device, and that the output folder is free or holds this recipe's run.
 
     Raises ConfigError, or ValueError for an incomplete checkpoint or one of a later version of anyvla.
     """
-    check_one_process("train")
+    check_same_program(recipe, processes)
+    training = recipe.training
+    check_batch_divides(training, processes)
     _check_measurements(recipe)
-    pick_device(recipe.training.device)
+    device = pick_own_device(training.device, processes)
+    check_accelerate_options(training, device, pick_precision(training.precision, device))
+    check_file_descriptors(recipe.data.workers, processes)
+    check_shared_memory(device, processes)
     _check_run_folder(recipe, run)
     begun = checkpoint.latest(run)
     if begun is not None:

@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -124,10 +125,10 @@ class Processes:
         """Return the name of a process in messages: "process 3 of 4 (host gpu07)"."""
         return f"process {rank} of {self.count} (host {self.hosts[rank]})"
 
-    def split(self, rows: int) -> slice:
+    def split(self, rows: int) -> range:
         """Return the rows of a global batch that are this process's own. `rows` is a multiple of `count`."""
         size = rows // self.count
-        return slice(self.rank * size, (self.rank + 1) * size)
+        return range(self.rank * size, (self.rank + 1) * size)
 
     def exchange(self, numbers: Sequence[float] = (), value: Any = None) -> list[Message]:
         """Send at most `NUMBERS` numbers and a document of JSON to all. Return the messages by rank.
@@ -155,6 +156,19 @@ class Processes:
     def on_main(self, work: Callable[[], T]) -> T:
         """Let process 0 do some work, and return its result, a document of JSON, in all of them."""
         return self.gather(work() if self.is_main else None)[0]
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let process 0 through the context before the others, which then find what it left in a cache."""
+        if not self.is_main:
+            self.exchange()
+        yield
+        if self.is_main:
+            self.exchange()
+
+    def only_main(self, enter: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+        """Return a context for process 0, such as a lock, and an empty one for the others."""
+        return enter() if self.is_main else contextlib.nullcontext()
 
     def wait_for_all(self) -> None:
         """Wait until every process is here."""

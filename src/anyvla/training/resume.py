@@ -7,6 +7,7 @@ run may be moved, and settings that change no result may change.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from anyvla.robot.shared_layout import Robot
 from anyvla.training import checkpoint
 from anyvla.training.config import TrainingRecipe
 from anyvla.training.kept import remove_surplus
+from anyvla.training.processes import Processes
 from anyvla.training.resume_rules import ROUNDING, find_rule, may_change
 from anyvla.training.schedules import describe_other_steps
 from anyvla.training.warm_start.record import read_record
 
 logger = logging.getLogger(__name__)
+
+_SHARED_WITHIN_S = 30.0  # in which a network file system shows a new folder to the other machines
 
 
 def find_checkpoint_to_resume(run: Path, recipe: TrainingRecipe, robots: Sequence[Robot]) -> tuple[Path | None, bool]:
@@ -47,6 +51,31 @@ def find_checkpoint_to_resume(run: Path, recipe: TrainingRecipe, robots: Sequenc
     checkpoint.tidy(run)
     remove_surplus(run, recipe.training.keep)
     return begun, done
+
+
+def share_checkpoint_to_resume(
+    run: Path, recipe: TrainingRecipe, robots: Sequence[Robot], processes: Processes
+) -> tuple[Path | None, bool]:
+    """Return the result of `find_checkpoint_to_resume`, which the first process finds, in all processes.
+
+    Raises ConfigError in a process that does not see the folder of the run.
+    """
+
+    def find() -> tuple[str | None, bool]:
+        begun, complete = find_checkpoint_to_resume(run, recipe, robots)
+        return None if begun is None else str(begun), complete
+
+    folder, complete = processes.on_main(find)
+    begun = None if folder is None else Path(folder)
+    end = time.monotonic() + _SHARED_WITHIN_S
+    while begun is not None and not begun.is_dir():
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"{begun}, from which the run resumes, is not on this machine: give --out a folder that all machines "
+                "share"
+            )
+        time.sleep(0.5)
+    return begun, complete
 
 
 def check_steps(run: Path, begun: Path, steps: int) -> bool:

@@ -16,6 +16,7 @@ from anyvla.config import STRICT
 from anyvla.limits import COUNT
 from anyvla.training.log import TrainingLog
 from anyvla.training.nonfinite import Describe
+from anyvla.training.processes import Processes
 from anyvla.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -69,23 +70,27 @@ class SpikeLog:
     that.
     """
 
-    def __init__(self, config: SpikesConfig | None, path: Path, start: int, describe: Describe) -> None:
+    def __init__(
+        self, config: SpikesConfig | None, path: Path, start: int, describe: Describe, processes: Processes
+    ) -> None:
+        self.processes = processes
         self.detector = None if config is None else SpikeDetector(config)
         self.path, self.start, self.describe = path, start, describe
-        self._log = TrainingLog(path, start) if path.is_file() else None
+        self._log = TrainingLog(path, start) if processes.is_main and path.is_file() else None
 
     def look(self, step: int, loss: float, batch: Batch) -> None:
-        """Log the loss of a step, with the samples of its batch, if it is a spike."""
+        """Log the loss of a step, with the samples of all processes, if it is a spike: it is one in all of them."""
         found = None if self.detector is None else self.detector.look(loss)
         if found is None:
             return
-        if self._log is None:
-            self._log = TrainingLog(self.path, self.start)
         samples = [] if batch.samples is None else batch.samples.tolist()
         named = [
             {"source": row[0], "episode": row[1], "step": row[2], "instruction": text, "name": self.describe(row, text)}
             for row, text in zip(samples, batch.instructions, strict=False)  # no samples: nothing is known of them
         ]
+        named = [one for own in self.processes.gather(named) for one in own]
+        if self._log is None:
+            self._log = TrainingLog(self.path if self.processes.is_main else None, self.start)
         self._log.write({"step": step, **asdict(found), "samples": named})
         logger.warning(
             "step %d: the loss leaps to %.4g, from a median of %.4g over the last steps; its samples are in %s",

@@ -18,7 +18,9 @@ from anyvla.training import nonfinite
 from anyvla.training.config import TrainingConfig
 from anyvla.training.device import pick_precision
 from anyvla.training.errors import TrainingError
+from anyvla.training.gradients import Gradients
 from anyvla.training.parameter_groups import freeze_until_due, set_learning_rates
+from anyvla.training.processes import Processes
 from anyvla.training.randomness import NOISE, make_generators, seed_global_generators
 from anyvla.training.schedules import learning_rate
 from anyvla.training.spans import BACKWARD, span
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 class StepResult:
     """The outcome of one optimizer step."""
 
-    loss: float  # the mean over the valid elements of the batch
+    loss: float  # the mean over the valid elements of the global batch
     parts: Mapping[str, float]  # the loss of each action group
     lr: float
     grad_norm: float  # before clipping
@@ -48,32 +50,38 @@ class OptimizerStep:
         config: TrainingConfig,
         device: torch.device,
         describe: nonfinite.Describe = lambda sample, text: f"sample {tuple(sample)} ({text!r})",
+        gradients: Gradients | None = None,  # None: those of one process
     ) -> None:
         self.state, self.vla, self.optimizer = state, state.vla, state.optimizer
         self.config, self.device = config, device
+        self.gradients = gradients or Gradients(state.vla, Processes.single())
         self.describe = describe  # names the samples that fail
         self.precision = pick_precision(config.precision, device)
         self.autocast = torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def __call__(self, batch: Batch, step: int, last: Path | None) -> StepResult:
+    def __call__(self, batch: Batch, step: int, last: Path | None, count: float | None = None) -> StepResult:
         """Update the weights by the gradient of a batch in step `step` (from 0).
 
-        `last` is the newest checkpoint, for messages. Raises TrainingError, before any weight changes, if the loss or
-        the gradients are not finite.
+        `batch` has the rows of this process, and `count` is the number of valid elements of all rows; None: the batch
+        has all rows. `last` is the newest checkpoint, for messages. Raises TrainingError, before any weight changes, if
+        the loss or the gradients are not finite.
         """
         config, scaler = self.config, self.state.scaler
         rate = learning_rate(config.optim, step, config.steps)
         set_learning_rates(self.optimizer, rate)
-        freeze_until_due(self.optimizer, self.vla, step)
+        if freeze_until_due(self.optimizer, self.vla, step):
+            self.gradients.rebuild()
         self.optimizer.zero_grad(set_to_none=True)
-        # a mean over the valid elements of the whole batch, however it is split
-        count = float(self.vla.count_elements(batch))
+        count = float(self.vla.count_elements(batch)) if count is None else count
         total, parts = 0.0, dict[str, float]()
-        for piece in _split(batch, config.accumulate, self.device):
-            loss = self._add_gradient(step, count, piece)
+        for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
+            with self.gradients.summing(last=number + 1 == config.accumulate):
+                loss = self._add_gradient(step, count, piece)
             share = float(loss.count) / max(1.0, count)
             total += float(loss.total.detach()) / max(1.0, count)
             parts = {k: parts.get(k, 0.0) + share * float(v) for k, v in loss.parts.items()}
+        total, *means = self._sum([total, *parts.values()])
+        parts = dict(zip(parts, means, strict=True))
         scaler.unscale_(self.optimizer)
         with span("clip"):
             norm = float(torch.nn.utils.clip_grad_norm_(self.state.parameters, config.optim.clip))
@@ -104,10 +112,24 @@ class OptimizerStep:
         return StepResult(total, parts, rate, norm, overflowed)
 
     def _explain(self, pieces: Sequence[tuple[Batch, nonfinite.Run]]) -> str:
+        """Return the cause that the first process finds in its rows."""
+        processes = self.gradients.processes
+        cause: str | None
         try:
-            return nonfinite.explain(self.vla, pieces, self.describe, self.precision)
+            with self.gradients.alone():
+                cause = nonfinite.explain(self.vla, pieces, self.describe, self.precision)
         except (RuntimeError, ValueError, OSError) as error:  # the failed step must be reported all the same
-            return f"The search for the cause failed ({str(error).partition(chr(10))[0]})"
+            cause = f"The search for the cause failed ({str(error).partition(chr(10))[0]})"
+        for rank, found in enumerate(processes.gather(cause)):
+            if found is not None:
+                return found if processes.count == 1 else f"In {processes.describe(rank)}: {found}"
+        return nonfinite.describe_no_cause(self.precision)
+
+    def _sum(self, numbers: Sequence[float]) -> list[float]:
+        """Return the sums of numbers over all processes."""
+        if self.gradients.processes.count == 1:
+            return list(numbers)
+        return self.gradients.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
 
     def count_flops(self, batch: Batch) -> float:
         """Return the floating-point operations of a sample (a valid step of a window), forward and backward.
@@ -117,7 +139,8 @@ class OptimizerStep:
         """
         piece = next(_split(batch, self.config.accumulate, self.device))
         buffers = [(buffer, buffer.clone()) for buffer in self.vla.buffers()]  # means of batch norms
-        with computing_features(self.vla.backbone), FlopCounterMode(display=False) as counter:
+        alone, features = self.gradients.alone(), computing_features(self.vla.backbone)
+        with alone, features, FlopCounterMode(display=False) as counter:
             self._add_gradient(0, 1.0, piece)
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -130,9 +153,9 @@ class OptimizerStep:
         seed_global_generators(seed, step, first)
         generators = make_generators(seed, step, NOISE, range(first, first + len(piece.instructions)))
         with self.autocast:
-            loss = self.vla.loss(piece, generators)
+            loss = self.gradients.loss(piece, generators)
         with span(BACKWARD):
-            self.state.scaler.scale(loss.total / max(1.0, count)).backward()
+            self.state.scaler.scale(loss.total * (self.gradients.scale / max(1.0, count))).backward()
         return loss
 
 

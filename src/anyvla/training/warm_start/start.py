@@ -13,7 +13,6 @@ from typing import Any
 
 from anyvla.checkpoint.files import read_robots
 from anyvla.config import ConfigError, to_dict
-from anyvla.files import durable
 from anyvla.files.stage_paths import find_run, name_of_stage
 from anyvla.policy import VLA, VLAConfig
 from anyvla.representations.codec_report import needs_fit
@@ -25,7 +24,7 @@ from anyvla.training.warm_start.description import describe
 from anyvla.training.warm_start.filling import fill
 from anyvla.training.warm_start.origin import KEY, Origin, check_usable, find_merged_adapters, open_origin
 from anyvla.training.warm_start.plan import Plan, plan_transfer
-from anyvla.training.warm_start.record import FILE, TransferredTensor, WarmStartRecord, data_statistics, read_record
+from anyvla.training.warm_start.record import TransferredTensor, WarmStartRecord, data_statistics, read_record
 from anyvla.training.warm_start.report import format_report
 from anyvla.training.warm_start.statistics import keep_statistics
 
@@ -71,18 +70,13 @@ class Start:
             self.codec = folder / "codec"
 
     def build_policy(self, say: Callable[[str], None]) -> VLA:
-        """Return the policy with its initial weights.
-
-        The report of a warm start goes to `say` and into the run folder.
-        """
+        """Return the policy with its initial weights. The report of a warm start goes to `say`."""
         if self.origin is None:
             # what a policy was made from may be absent, if the run began with the policy alone
             assets = None if self.record is None or self.begun is None else self.begun / "backbone"
             return VLA(self.model, self.robots, assets, self.codec)
         vla, plan = self._fill(self.origin)
         self.record = self._make_record(self.origin, plan)
-        (self.run / "train").mkdir(parents=True, exist_ok=True)
-        durable.write(self.run / "train" / FILE, self.record.to_json())
         for line in self.record.report:
             say(line)
         return vla
