@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from anyvla.backbones.frozen_features import computing_features
@@ -56,6 +57,7 @@ class OptimizerStep:
         self.config, self.device = config, device
         self.gradients = gradients or Gradients(state.vla, Processes.single())
         self.describe = describe  # names the samples that fail
+        self.exact = torch.float32 if device.type == "mps" else torch.float64  # type of sums; Apple's GPUs lack float64
         self.precision = pick_precision(config.precision, device)
         self.autocast = torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
@@ -73,18 +75,19 @@ class OptimizerStep:
             self.gradients.rebuild()
         self.optimizer.zero_grad(set_to_none=True)
         count = float(self.vla.count_elements(batch)) if count is None else count
-        total, parts = 0.0, dict[str, float]()
+        sums: dict[str, Tensor] = {}  # on the device: the loss, as "", and its parts
         for number, piece in enumerate(_split(batch, config.accumulate, self.device)):
             with self.gradients.summing(last=number + 1 == config.accumulate):
                 loss = self._add_gradient(step, count, piece)
-            share = float(loss.count) / max(1.0, count)
-            total += float(loss.total.detach()) / max(1.0, count)
-            parts = {k: parts.get(k, 0.0) + share * float(v) for k, v in loss.parts.items()}
-        total, *means = self._sum([total, *parts.values()])
-        parts = dict(zip(parts, means, strict=True))
+            own = {"": loss.total.detach()} | {name: loss.count * mean for name, mean in loss.parts.items()}
+            sums = {name: sums.get(name, 0) + value.to(self.exact) for name, value in own.items()}
+        means = self.gradients.sum(torch.stack(list(sums.values())) / max(1.0, count))
         scaler.unscale_(self.optimizer)
         with span("clip"):
-            norm = float(torch.nn.utils.clip_grad_norm_(self.state.parameters, config.optim.clip))
+            norms = torch.nn.utils.clip_grad_norm_(self.state.parameters, config.optim.clip)
+            # Read together: the only time that a step waits for the device. Nothing is updated before.
+            total, *of_parts, norm = torch.cat([means, norms.to(means).view(1)]).tolist()
+        parts = dict(zip(list(sums)[1:], of_parts, strict=True))
         overflowed = None
         if scaler.is_enabled() and np.isfinite(total) and not np.isfinite(norm):
             overflowed = scaler.get_scale()
@@ -124,12 +127,6 @@ class OptimizerStep:
             if found is not None:
                 return found if processes.count == 1 else f"In {processes.describe(rank)}: {found}"
         return nonfinite.describe_no_cause(self.precision)
-
-    def _sum(self, numbers: Sequence[float]) -> list[float]:
-        """Return the sums of numbers over all processes."""
-        if self.gradients.processes.count == 1:
-            return list(numbers)
-        return self.gradients.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
 
     def count_flops(self, batch: Batch) -> float:
         """Return the floating-point operations of a sample (a valid step of a window), forward and backward.
