@@ -52,7 +52,8 @@ def environment(**more: str) -> dict[str, str]:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         own.pop(name, None)
     paths = os.pathsep.join([str(ROOT), *(p for p in sys.path if p)])
-    return own | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+    # PyTorch reads the level when it is imported; `anyvla train` sets it before
+    return own | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **more}
 
 
 def variables(count: int) -> list[dict[str, str]]:
@@ -159,8 +160,7 @@ def _run(asked: dict[str, Any], rank: int) -> None:
             status = main(asked["arguments"])
         else:
             module, _, function = asked["target"].partition(":")
-            getattr(importlib.import_module(module), function)(*asked["arguments"])
-            status = 0
+            status = getattr(importlib.import_module(module), function)(*asked["arguments"]) or 0
     except BaseException:
         import traceback
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,13 +12,7 @@ from anyvla.config import ConfigError
 from anyvla.interrupted import Interrupted
 from anyvla.training.launchers import Launch, read_launch
 from anyvla.training.processes import EndedElsewhere, LostProcess, Processes
-from tests.training.launched import Launcher, launcher
-
-
-@pytest.fixture(scope="module")
-def launch() -> Iterator[Launcher]:
-    with launcher() as started:
-        yield started
+from tests.training.launched import Launcher
 
 
 def say(**facts: object) -> None:

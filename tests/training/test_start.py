@@ -13,6 +13,7 @@ from anyvla.data.training.window import WindowConfig, WindowDataset
 from anyvla.policy import VLA
 from anyvla.training import start
 from anyvla.training.loop import train
+from anyvla.training.processes import Processes
 from anyvla.training.start import cache_advice, describe_run, report_decoding
 from tests.small import SIZE, embodiment, episode, mixture, model, recipe
 
@@ -36,11 +37,12 @@ def test_the_description_has_device_precision_weights_and_data(parts: tuple[VLA,
     vla.backbone.requires_grad_(False)
     frozen = sum(p.numel() for p in vla.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in vla.parameters() if p.requires_grad)
-    text = describe_run(vla, torch.device("cpu"), torch.float32, windows_of(data))
+    alone = Processes.single()
+    text = describe_run(vla, torch.device("cpu"), torch.float32, windows_of(data), alone)
     assert text.startswith("device cpu (")
     assert f"precision float32; {trained:,} trained weights, {frozen:,} frozen; 48 windows of 4 episodes" in text
     assert frozen > 0
-    assert "bfloat16 (autocast)" in describe_run(vla, torch.device("cpu"), torch.bfloat16, windows_of(data))
+    assert "bfloat16 (autocast)" in describe_run(vla, torch.device("cpu"), torch.bfloat16, windows_of(data), alone)
 
 
 def test_the_cheapest_remedy_comes_first(parts: tuple[VLA, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,9 @@ def silent_unless_first(launch: Launch | None) -> Iterator[None]:
 
     An error that the first process does not print leaves the context so that it can be printed.
     """
+    if launch is not None:
+        # PyTorch warns in each process that it looks for weights without gradients, which may be in vain
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if launch is None or launch.rank == 0:
         yield
         return

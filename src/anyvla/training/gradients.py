@@ -42,15 +42,16 @@ class Gradients:
         from torch.nn.parallel import DistributedDataParallel
 
         self._parallel = None  # its hooks go first
-        # Which weights have a gradient may differ from batch to batch, and by process: a data set may lack a view, and
-        # layers after the one that is read never have any.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        self._parallel = DistributedDataParallel(
-            _LossAsForward(self.vla),
-            broadcast_buffers=False,  # checkpoints hold those of process 0
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`", category=FutureWarning)  # of PyTorch 2.13
+            # Which weights have a gradient may differ from batch to batch, and by process: a data set may lack a view,
+            # and layers after the one that is read never have any.
+            self._parallel = DistributedDataParallel(
+                _LossAsForward(self.vla),
+                broadcast_buffers=False,  # checkpoints hold those of process 0
+                find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )
 
     def loss(self, piece: Batch, generators: Sequence[torch.Generator] | None) -> Loss:
         """Return the loss of a piece of a batch."""

@@ -122,7 +122,7 @@ def train(
     vla.train()
     if advice := cache_advice(vla, windows, data.cache_gb, data.workers):
         logger.warning("%s", advice)
-    say(describe_run(vla, device, precision, windows))
+    say(describe_run(vla, device, precision, windows, processes))
     optim = config.optim
     for note in describe_parts(optim.parts, vla, lr=optim.lr, weight_decay=optim.weight_decay, steps=config.steps):
         say(note)

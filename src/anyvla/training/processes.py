@@ -253,15 +253,20 @@ class Processes:
         if isinstance(error, LostProcess):
             return _linger(error)
         if not self._heard:
-            _record_for_torchrun(error)
             text = json.dumps({"message": _describe(error), "interrupted": isinstance(error, _STOPS)})
             limit = _PROBE_S if self._depended_on else _FAREWELL_S
             try:
-                self._send((), text, failed=True, limit_s=limit)
+                found = self._send((), text, failed=True, limit_s=limit)
             except _Late:
+                _record_for_torchrun(error)
                 return error
             except LostProcess as lost:
-                return _linger(lost) if self._depended_on and isinstance(error, RuntimeError) else error
+                if self._depended_on and isinstance(error, RuntimeError):
+                    return _linger(lost)
+                _record_for_torchrun(error)
+                return error
+            if [failed for failed, _, _ in found].index(True) == self.rank:
+                _record_for_torchrun(error)
         with contextlib.suppress(LostProcess):  # it had nothing left to do
             self._send((), None, failed=False)
         if self._heard or self.is_main or not isinstance(error, (*_STOPS, *_EXPECTED)):

@@ -13,21 +13,27 @@ import torch
 from anyvla.backbones.images.pixels import Pixels
 from anyvla.data.training.window import WindowDataset
 from anyvla.policy import VLA
+from anyvla.training.processes import Processes
 
 _PATIENCE = 5.0  # seconds without a first batch before a line is printed, and between two lines
 
 
-def describe_run(vla: VLA, device: torch.device, precision: torch.dtype, windows: WindowDataset) -> str:
-    """Return the device, the precision, the numbers of trained and of frozen weights, and the size of the data."""
+def describe_run(
+    vla: VLA, device: torch.device, precision: torch.dtype, windows: WindowDataset, processes: Processes
+) -> str:
+    """Return the processes, the device of the first one, the precision, the numbers of weights, and the data's size."""
     trained = sum(p.numel() for p in vla.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in vla.parameters() if not p.requires_grad)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     kind = str(precision).removeprefix("torch.")
     autocast = "" if precision == torch.float32 else " (autocast)"
     episodes = sum(len(d) for d in windows.mixture.datasets)
+    machines = len(set(processes.hosts))
+    where = f" on {machines} machines" if machines > 1 else ""
+    several = f"{processes.count} processes{where}; " if processes.count > 1 else ""
     return (
-        f"device {device} ({name}); precision {kind}{autocast}; {trained:,} trained weights, {frozen:,} frozen; "
-        f"{sum(windows.sizes):,} windows of {episodes:,} episodes"
+        f"{several}device {device} ({name}); precision {kind}{autocast}; {trained:,} trained weights, "
+        f"{frozen:,} frozen; {sum(windows.sizes):,} windows of {episodes:,} episodes"
     )
 
 
