@@ -12,7 +12,7 @@ SHAPES := tests/robot tests/representations tests/histories tests/decoders tests
   $(addprefix --ignore=tests/backbones/,families/test_families.py test_rereading.py adapting/test_pretrained.py)
 JOBS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 2)
 
-.PHONY: env libero quickstart play test slow shapes mutate lint types layers format clean
+.PHONY: env libero quickstart play test slow gpu shapes mutate lint types layers format clean
 
 env: $(VENV)/.ready
 
@@ -43,6 +43,9 @@ test: env # a test that hangs shows where, and fails
 
 slow: env
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+gpu: env # on a machine with a GPU: tests, training, latency and memory, in under eight minutes; see docs/gpu.md
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 shapes: env # the types and shapes that the core declares, checked at every call
 	@ANYVLA_CHECK_SHAPES=1 $(BIN)/python -m pytest -n $(JOBS) $(SHAPES) $(ARGS)

@@ -30,36 +30,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from pydantic.dataclasses import dataclass
+from full_size import INSTRUCTION, make_policy, read_pi0
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    DynamicCache,
-    GemmaConfig,
-    PaliGemmaConfig,
-    SiglipVisionConfig,
-)
+from transformers import DynamicCache
 
-from anyvla.backbones.adapting.options import Options
-from anyvla.backbones.auto import AutoBackbone, Parts
-from anyvla.backbones.base import capabilities_without
 from anyvla.backbones.continuation import Continuation
-from anyvla.backbones.nano.backbone import TOKENIZER
-from anyvla.config import STRICT, build
 from anyvla.decoders.base import DecoderInput
 from anyvla.decoders.expert import ExpertDecoder
-from anyvla.policy import VLA, VLAConfig
-from anyvla.registry import backbones
-from anyvla.robot.embodiment import Embodiment
-from anyvla.robot.normalize import Statistics
-from anyvla.robot.shared_layout import Robot
+from anyvla.policy import VLA
 from anyvla.sequence.cache import Cache
 from anyvla.types import Observation
 
-INSTRUCTION = "put the red cup on the plate and close the drawer"
-ACTIONS, PROPRIO = 7, 8
 PEAKS = {  # bytes/s of memory, dense bfloat16 FLOP/s
     "H200": (4.8e12, 989e12),
     "H100 80GB HBM3": (3.35e12, 989e12),
@@ -68,87 +50,11 @@ PEAKS = {  # bytes/s of memory, dense bfloat16 FLOP/s
 }
 
 
-@plain_dataclass(frozen=True)
-class Size:
-    """The sizes of the models and of their inputs."""
-
-    text: dict[str, int]
-    tower: dict[str, int]
-    expert: dict[str, int]
-    side: int  # pixels
-    chunk: int
-
-
-FULL = Size(
-    {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "head_dim": 256, "vocab_size": 257216},
-    {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16},
-    {"width": 1024, "mlp": 4096},
-    224,
-    50,
-)
-SMALL = Size(
-    {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 16, "vocab_size": 8192},
-    {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
-    {"width": 32, "mlp": 64},
-    56,
-    8,
-)
-
-
-class RandomPaliGemma(AutoBackbone):
-    """A PaliGemma with random weights."""
-
-    capabilities = capabilities_without(frozenset({"interleave"}))
-
-    @dataclass(frozen=True, kw_only=True, config=STRICT)
-    class Config(Options):
-        """Its size."""
-
-        small: bool = False
-        prompt: str = "{instruction}"
-
-    def parts(self, config: Any, assets: Path | None) -> Parts:
-        size = SMALL if config.small else FULL
-        tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-        text = GemmaConfig(**size.text, num_attention_heads=8, num_key_value_heads=1, max_position_embeddings=4096)
-        tower = SiglipVisionConfig(**size.tower, image_size=size.side, patch_size=14, vision_use_head=False)
-        width = size.text["hidden_size"]
-        model_config = PaliGemmaConfig(
-            text_config=text, vision_config=tower, image_token_id=tokenizer.image_token_id, projection_dim=width
-        )
-        model = AutoModelForImageTextToText.from_config(model_config, dtype=getattr(torch, config.dtype))
-        square = {"height": size.side, "width": size.side}
-        return Parts(model, tokenizer, {"size": square, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
-
-
-def policy(size: Size, device: torch.device) -> VLA:
-    backbones.register("random_paligemma", RandomPaliGemma)
-    torch.manual_seed(0)
-    config = {
-        "backbone": {"name": "random_paligemma", "small": size is SMALL, "dtype": "bfloat16"},
-        "history": "none",
-        "fuser": "identity",
-        "decoder": {"name": "expert", **size.expert, "steps": 10},
-        "chunk": size.chunk,
-    }
-    space = {"groups": [{"name": "joints", "size": ACTIONS, "kind": "joints"}]}
-    embodiment = {
-        "name": "arm",
-        "cameras": ["scene", "wrist"],
-        "control_hz": 20,
-        "proprio": {"groups": [{"name": "joints", "size": PROPRIO, "kind": "joints"}]},
-        "action": space,
-    }
-
-    def of(dims: int) -> dict[str, list[float]]:
-        low, high = [-1.0] * dims, [1.0] * dims
-        return {"q01": low, "q99": high, "min": low, "max": high, "mean": [0.0] * dims, "std": [1.0] * dims}
-
-    vla = VLA(
-        build(VLAConfig, config), [Robot(build(Embodiment, embodiment), Statistics(of(ACTIONS), of(PROPRIO), "0" * 64))]
-    )
+def policy(device: torch.device, *, small: bool) -> VLA:
+    """Return a pi0 whose weights are all in bfloat16."""
+    vla, _ = make_policy(read_pi0(small, ["--model.backbone.dtype=bfloat16"]), device)
     vla.decoder.to(torch.bfloat16)
-    return vla.to(device).eval()
+    return vla.eval()
 
 
 @plain_dataclass
@@ -167,18 +73,18 @@ class Core:
     As in pi0, there are no readouts: the language model ends in keys and values, and all tokens attend to all.
     """
 
-    def __init__(self, vla: VLA, size: Size, device: torch.device) -> None:
+    def __init__(self, vla: VLA, side: int, device: torch.device) -> None:
         assert isinstance(vla.decoder, ExpertDecoder)
         self.model, self.decoder = vla.backbone.model.model, vla.decoder
         for layer in self.model.language_model.layers:
             layer.self_attn.is_causal = False
-        images = torch.randint(0, 256, (1, 2, size.side, size.side, 3), dtype=torch.uint8)
+        images = torch.randint(0, 256, (1, 2, side, side, 3), dtype=torch.uint8)
         tokens = vla.backbone.tokenize(images, [INSTRUCTION]).tokens[0]
         image_id = vla.backbone.image_id
         self.ids = torch.tensor([[i for i in tokens if i != image_id]], device=device)
-        self.pixels = torch.rand(2, 3, size.side, size.side, device=device).to(torch.bfloat16) * 2 - 1
+        self.pixels = torch.rand(2, 3, side, side, device=device).to(torch.bfloat16) * 2 - 1
         self.vector = torch.randn(1, vla.fuser.width, device=device)  # an unused readout, and proprio
-        self.noise = torch.randn(1, size.chunk, ACTIONS, device=device)
+        self.noise = torch.randn(1, *vla.decoder.shape, device=device)
         self.length = len(tokens)  # K
         self.first = torch.tensor([self.length + 1], device=device)
         # On the host, so that checking that all is visible needs no synchronization.
@@ -301,16 +207,17 @@ def main() -> None:
     parser.add_argument("--mode", help="of torch.compile; none: do not compile")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device, size = options.device, SMALL if options.small else FULL
+    device = options.device
     mode = options.mode or ("max-autotune-no-cudagraphs" if device.type == "cuda" else "default")
     transformers.utils.logging.disable_progress_bar()
-    vla = policy(size, device)
+    vla = policy(device, small=options.small)
+    side = getattr(vla.config.backbone.config, "image_size", None) or 224
     weights = sum(p.numel() for p in vla.parameters())
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
     print(f"{machine}, torch {torch.__version__}, {weights / 1e6:.0f} million weights")
     rng = np.random.default_rng(0)
-    images = {c: rng.integers(0, 256, (size.side, size.side, 3), np.uint8) for c in vla.embodiment.cameras}
-    observation = Observation(images, rng.normal(size=PROPRIO).astype(np.float32))
+    images = {c: rng.integers(0, 256, (side, side, 3), np.uint8) for c in vla.embodiment.cameras}
+    observation = Observation(images, rng.normal(size=vla.embodiment.proprio.size).astype(np.float32))
     session = vla.start(INSTRUCTION)
     results: dict[str, dict[str, float]] = {}
 
@@ -320,7 +227,7 @@ def main() -> None:
         print(f"{name:24} {results[name]['median_ms']:9.2f} ms  p90 {results[name]['p90_ms']:9.2f} ms", flush=True)
 
     report("act, eager", lambda: vla.act([observation], [session]))
-    core = Core(vla, size, device)
+    core = Core(vla, side, device)
     found = costs(core, vla.decoder.config.steps)
     bandwidth, peak, source = peaks(device)
     wanted = core().clone()

@@ -80,7 +80,7 @@ class Sides:
         written = torch.zeros(len(self.texts), 1, self.backbone.width, device=self.images.device)
         steps = StepInputs(self.images, self.texts, written, 1)
         mask = torch.ones(len(self.texts), 1, dtype=torch.bool, device=self.images.device)
-        reading = SingleStep(SingleStep.Config()).windows(self.backbone, steps, mask, remember=True)
+        reading = SingleStep(SingleStep.Config()).read_windows(self.backbone, steps, mask, keep_cache=True)
         return DecoderInput(torch.cat([reading.readouts[:, 0, 0], self.given["state"]], 1), reading.continuation)
 
     def our_loss(self, context: DecoderInput | None = None) -> Tensor:

@@ -4,6 +4,8 @@ A test that needs a simulator names it: `pytest.mark.simulator("libero")`. Where
 reported as skipped with a reason. It fails instead if the environment variable ANYVLA_TEST_SIMULATORS names the
 simulator, as in CI.
 
+A test that needs a GPU of CUDA is marked `gpu`, and reported as skipped without one.
+
 With the environment variable ANYVLA_CHECK_SHAPES set, every call of the core is checked against the types and shapes
 that it declares. Tests that pass wrong types on purpose are marked `wrong_types` and skipped then.
 """
@@ -43,6 +45,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("simulator"):
         for name in mark.args:
             simulators.require(name)
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU of CUDA; run it with make gpu")
     if os.environ.get("ANYVLA_CHECK_SHAPES") and item.get_closest_marker("wrong_types"):
         pytest.skip("passes arguments of wrong types, which the check of shapes refuses first")
     torch.manual_seed(0)  # before the fixtures of the test: tests run in random order
