@@ -327,6 +327,11 @@ class VLA(nn.Module):
 
         `recipe` is the document for `config.yaml`. Its section `model` must be the configuration of this model.
         """
+        self.save_description(folder, recipe)
+        weights.save(self, folder / WEIGHTS)
+
+    def save_description(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
+        """Write all files of a checkpoint but the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         document = {"schema": RECIPE} | dict(recipe or {}) | {"model": to_dict(self.config)}
         (folder / CONFIG).write_text(documents.to_yaml(document), encoding="utf-8")
@@ -340,7 +345,6 @@ class VLA(nn.Module):
         self.backbone.save_assets(folder / "backbone")
         if self.codec is not None:
             self.codec.save(folder / "codec")
-        weights.save(self, folder / WEIGHTS)
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu", *, trust_remote_code: bool = False) -> VLA:

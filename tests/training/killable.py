@@ -65,29 +65,37 @@ def runner() -> Iterator[Runner]:
         process.communicate()
 
 
-def _run(asked: dict[str, Any], report: Path) -> None:
-    """Run a command in this process, which is a child, and end it."""
-    from anyvla.cli.main import main
+def watch_operations(folder: str, die_at: int | None, counter: int) -> None:
+    """Write the number of this process's operations that change files below a folder into an open file, as they come.
 
+    `die_at`: the process is killed just before its operation of this number, from 1.
+    """
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
         path = arguments[0] if event == "open" or event in _CHANGES else None
-        if not isinstance(path, str | bytes | os.PathLike) or asked["folder"] not in os.fsdecode(path):
+        if not isinstance(path, str | bytes | os.PathLike) or folder not in os.fsdecode(path):
             return
         if event == "open" and {"w", "a", "x"}.isdisjoint(arguments[1] or ""):
             return
         seen += 1
         os.pwrite(counter, b"%8d" % seen, 0)
-        if seen == asked["die_at"]:
+        if seen == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def _run(asked: dict[str, Any], report: Path) -> None:
+    """Run a command in this process, which is a child, and end it."""
+    from anyvla.cli.main import main
 
     output = os.open(report.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     counter = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.addaudithook(watch)
+    watch_operations(asked["folder"], asked["die_at"], counter)
     try:
         status = main(asked["argv"])
     except BaseException:

@@ -75,6 +75,7 @@ WITHIN: dict[str, tuple[dict[str, Any], Any]] = {
 OTHERS = {
     "accumulate",  # tests/training/test_rows.py
     "gradient_checkpointing",
+    "shard",
     "compile",
     "spikes",
     "device",

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from anyvla.files.sharded_tensors import copy_rows, is_sharded
 from anyvla.files.tensor_files import Tensors, join_first, opened
 from anyvla.migrations import migrate_weight
 
@@ -35,18 +36,28 @@ def save(module: nn.Module, path: Path) -> None:
     save_model(module, str(path))
 
 
+def list_once(module: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers of `module` by name, tied ones once, under their first name."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first.setdefault(_place(tensor), name)
+    tensors = module.state_dict(keep_vars=True)
+    return {name: tensors[name].detach() for name in first.values()}
+
+
 @torch.no_grad()
 def load(module: nn.Module, path: Path) -> None:
     """Load the weights that `save` wrote for a module built in the same way. If they are refused, nothing changes.
 
-    Floating-point weights may have another width (a bfloat16 file fills a float32 model). Raises ValueError if the file
+    Of sharded weights, each process loads its own rows. Floating-point weights may have another width (a bfloat16 file
+    fills a float32 model). Raises ValueError if the file
     is damaged, lacks a tensor, has one too many or one of another shape or kind, or holds a number that is not finite.
     """
     tensors = module.state_dict(keep_vars=True)
     names = find_stored(module, path)
     with opened(path) as file:
         for stored, name in names.items():
-            tensors[name].copy_(file.get_tensor(stored))
+            copy_rows(tensors[name], file.get_tensor(stored))
 
 
 def find_stored(module: nn.Module, path: Path) -> dict[str, str]:
@@ -121,7 +132,8 @@ def _kind(tensor: Tensor) -> str:
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size]:
     """Return the memory and the shape of a tensor, which are equal for tied tensors."""
-    return (tensor.data_ptr() if tensor.numel() else id(tensor)), tensor.shape
+    one = is_sharded(tensor) or not tensor.numel()  # a process may hold no row of it
+    return (id(tensor) if one else tensor.data_ptr()), tensor.shape
 
 
 def count_elements(path: Path) -> int:

@@ -6,7 +6,6 @@ cut leaves half of one.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,12 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from anyvla.checkpoint.files import check_checkpoint
 from anyvla.checkpoint.of_run import FINAL, STATE, Score, read_state, read_step, step_folder, step_folders
 from anyvla.files import durable, tensor_files
 from anyvla.migrations import TRAINING_STATE
+from anyvla.training.shard_writer import do_together
 from anyvla.training.state import OPTIMIZER, TrainingState
 
 
@@ -90,24 +88,29 @@ def save(
 ) -> None:
     """Write a whole checkpoint to `folder`, which must not exist yet. Raises OSError and leaves nothing if it fails.
 
-    `more`: texts of further files in its folder `training`, by name.
+    `more`: texts of further files in its folder `training`, by name. All processes of a sharded training do it
+    together; process 0 writes everything but their shards.
     """
     document = {"schema": TRAINING_STATE, "step": step} | ({"score": asdict(score)} if score is not None else {})
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, writes = folder.with_name(folder.name + ".tmp"), state.writers.is_main
+
+    def complete() -> None:
+        if writes:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            for name, text in (more or {}).items():
+                (temporary / "training" / name).write_text(text, encoding="utf-8")
+            (temporary / STATE).write_text(json.dumps(document), encoding="utf-8")
+            durable.put(temporary, folder)
+
+    if writes:
+        shutil.rmtree(temporary, ignore_errors=True)
     try:
         document |= state.save(temporary, recipe)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        for name, text in (more or {}).items():
-            (temporary / "training" / name).write_text(text, encoding="utf-8")
-        (temporary / STATE).write_text(json.dumps(document), encoding="utf-8")
-        durable.put(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint only fills the disk
-        if isinstance(error, OSError):
-            raise
-        full = "os error 28" in str(error)  # safetensors has no errno
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(folder)) from None
+        do_together(state.writers, complete)
+    except OSError:
+        if writes:
+            shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint only fills the disk
+        raise
 
 
 def add_score(folder: Path, score: Score) -> None:

@@ -56,6 +56,8 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"  # "auto" | "cpu" | "cuda" | "cuda:1"
     gradient_checkpointing: bool = False  # layers keep only their inputs, and are computed again for their gradients
+    # Each of several processes keeps a part of the weights, gradients and optimizer state (FSDP2); changes no result.
+    shard: bool = False
     compile: bool = False  # layers run as code of torch.compile; the first steps take minutes
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig | None = None  # the policy acts with an average of its weights, which every checkpoint then holds

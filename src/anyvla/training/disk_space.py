@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from anyvla.files.weights import list_once
 from anyvla.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -18,8 +19,7 @@ _SMALL_FILES = 1 << 20  # bytes of tokenizer, statistics and model card
 
 def checkpoint_size(training: TrainingState) -> int:
     """Return the bytes that a checkpoint takes; before the first step, with two moments for each trained weight."""
-    tensors = {t.data_ptr(): t for t in training.vla.state_dict().values()}  # tied ones once
-    size = _SMALL_FILES + sum(map(_bytes, tensors.values()))
+    size = _SMALL_FILES + sum(map(_bytes, list_once(training.vla).values()))
     for parameter in training.parameters:
         kept = training.optimizer.state.get(parameter, {}).values()
         state = [value for value in kept if isinstance(value, torch.Tensor)]

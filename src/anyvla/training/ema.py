@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
 from pydantic import Field
@@ -15,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from anyvla.config import STRICT
+from anyvla.files.sharded_tensors import local
 from anyvla.limits import COUNT
 
 
@@ -36,17 +36,17 @@ class EmaConfig:
 
 
 class Ema:
-    """The average of some parameters, in float32 and on their device."""
+    """The average of some parameters, in float32 and on their device; of sharded ones, each process has its rows."""
 
     def __init__(self, config: EmaConfig, parameters: Sequence[nn.Parameter]) -> None:
         self.config, self.parameters = config, list(parameters)
-        self.average: list[Tensor] = [p.detach().float().clone() for p in self.parameters]
+        self.average: list[Tensor] = [weight.float().clone() for weight in self._weights()]
 
     @torch.no_grad()
     def update(self, done: int) -> None:
         """Average the weights after `done` steps into it."""
         decay = self.config.decay_after(done)
-        weights = [p.detach().float() for p in self.parameters]
+        weights = [weight.float() for weight in self._weights()]
         if decay:
             torch._foreach_lerp_(self.average, weights, 1 - decay)
         else:
@@ -55,7 +55,7 @@ class Ema:
     @torch.no_grad()
     def take(self) -> None:
         """Set the average to the weights of the parameters, as after they were read from a checkpoint."""
-        torch._foreach_copy_(self.average, cast(list[Tensor], self.parameters))
+        torch._foreach_copy_(self.average, self._weights())
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -71,7 +71,10 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            own = parameter.clone()
-            parameter.copy_(average)
+        for weight, average in zip(self._weights(), self.average, strict=True):
+            own = weight.clone()
+            weight.copy_(average)
             average.copy_(own)
+
+    def _weights(self) -> list[Tensor]:
+        return [local(p.detach()) for p in self.parameters]

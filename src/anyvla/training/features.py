@@ -30,6 +30,8 @@ def freezes_vision(recipe: TrainingRecipe) -> bool:
 def why_not_kept(recipe: TrainingRecipe) -> str | None:
     """Return why the features of a frozen vision tower are computed at each use; None if they are kept."""
     backbone = recipe.model.backbone
+    if recipe.training.shard:
+        return "training.shard gathers the weights of the tower where all processes use it"
     if not keeps_features(backbone.target):
         return f"the backbone {backbone.name} computes them inside of its model"
     changed = [name for name, amount in dataclasses.asdict(recipe.training.augment).items() if _any(amount)]

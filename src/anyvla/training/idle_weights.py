@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from anyvla.files.sharded_tensors import local
 from anyvla.policy import VLA
 from anyvla.training.errors import TrainingError
 from anyvla.training.processes import Processes
@@ -42,14 +43,18 @@ class IdleWeights:
         self._steps += 1
         own = [] if batch.samples is None else batch.samples[:, 0].unique().tolist()
         self._unseen -= {source for seen in self._processes.gather(own) for source in seen}
-        self._idle = {n: w for n, w in self._idle.items() if w.requires_grad and (w.grad is None or not w.grad.any())}
+        trained = {name: weight for name, weight in self._idle.items() if weight.requires_grad}
+        self._idle = {n: w for n, w in trained.items() if w.grad is None or not local(w.grad).any()}
         self._done = last or (self._steps >= _STEPS and (not self._unseen or self._steps >= _MOST_STEPS))
-        if not self._done or not self._idle:
+        if not self._done:
             return
-        groups = group_by_module(self._vla, set(self._idle))
+        idle = set.intersection(*map(set, self._processes.gather(list(self._idle))))  # each may hold some rows only
+        if not idle:
+            return
+        groups = group_by_module(self._vla, idle)
         more = f", and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
         text = (
-            f"no gradient reached {len(self._idle)} trained weights in {self._steps} steps: "
+            f"no gradient reached {len(idle)} trained weights in {self._steps} steps: "
             f"{', '.join(groups[:_NAMED])}{more}. They stay as they are. If that is intended, as for layers of a "
             "vision tower after the one that is read, freeze their part or set training.without_gradient: ignore"
         )

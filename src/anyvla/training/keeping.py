@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointKeeper:
-    """Writes checkpoints below a run folder when they are due, and removes older ones. Only process 0 does."""
+    """Writes checkpoints below a run folder when they are due, and removes older ones.
+
+    Only process 0 does. In a sharded training it decides, and all processes write their shards.
+    """
 
     def __init__(
         self,
@@ -53,8 +56,12 @@ class CheckpointKeeper:
         more steps, is then one on the way; if training fails before this, it stays in its place. The record of a warm
         start is written.
         """
-        if not self.processes.is_main:
-            return
+        if self.processes.is_main:
+            self._begin(measured)
+        newest = self.state.writers.on_main(lambda: None if self.newest is None else str(self.newest))
+        self.newest = None if newest is None else Path(newest)
+
+    def _begin(self, measured: bool) -> None:
         keep = self.config.keep
         wanted = keep.last + 1 + (keep.best if measured else 0) + self.config.steps // (keep.every or COUNT)
         size = checkpoint_size(self.state)
@@ -63,6 +70,15 @@ class CheckpointKeeper:
             self.newest = checkpoint.reopen(self.newest)
         if self.warm_start is not None and self.newest is None:
             durable.write(self.run / "train" / FILE, self.warm_start.to_json())
+
+    @property
+    def _writes(self) -> bool:
+        return self.processes.is_main or self.state.writers.count > 1
+
+    def save_alone(self, step: int) -> None:
+        """Write a checkpoint like `save` after another process failed, which cannot write its shards any more."""
+        if self.state.writers.count == 1:
+            self.save(step)
 
     def record(self, step: int, score: Score) -> None:
         """Take the score of the policy after `step` steps. It belongs to the checkpoint of that step, if one is due."""
@@ -80,7 +96,9 @@ class CheckpointKeeper:
     def is_due(self, step: int) -> bool:
         """Return whether a checkpoint is to be written after `step` steps: at an interval, or among the best."""
         intervals = (self.config.checkpoint_every, self.config.keep.every)
-        return any(step % every == 0 for every in intervals if every is not None) or self._is_among_best(step)
+        return any(step % every == 0 for every in intervals if every is not None) or self.state.writers.on_main(
+            lambda: self._is_among_best(step)
+        )
 
     def save(self, step: int, *, last_chance: bool = False) -> None:
         """Write a checkpoint after `step` steps, unless there is one.
@@ -89,7 +107,7 @@ class CheckpointKeeper:
         OSError, with the space that is needed, if that fails as well, or at once with `last_chance`.
         """
         folder = step_folder(self.run, step)
-        if not self.processes.is_main or (self.newest is not None and self.newest.name == folder.name):
+        if not self._writes or (self.newest is not None and self.newest.name == folder.name):
             return
         try:
             self._save(folder, step)
@@ -105,10 +123,10 @@ class CheckpointKeeper:
     def finish(self, steps: int) -> Path:
         """Write the finished checkpoint after the last step and return its folder. Raises OSError like `save`."""
         folder = self.run / FINAL
-        if not self.processes.is_main:
+        if not self._writes:
             return folder
         if self.newest == step_folder(self.run, steps):  # written before the last measurement
-            return checkpoint.close(self.run, self.newest)
+            return checkpoint.close(self.run, self.newest) if self.processes.is_main else folder
         try:
             self._save(folder, steps)
         except OSError as error:
@@ -127,7 +145,8 @@ class CheckpointKeeper:
         score = self._score[1] if self._score is not None and self._score[0] == step else None
         checkpoint.save(folder, self.state, step, self.recipe, card, score, more)
         self.newest = folder
-        remove_surplus(self.run, self.config.keep)
+        if self.processes.is_main:
+            remove_surplus(self.run, self.config.keep)
 
     def _describe_failure(self, step: int, error: OSError) -> str:
         space = describe_space(self.run, checkpoint_size(self.state))

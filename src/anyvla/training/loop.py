@@ -28,6 +28,7 @@ from anyvla.training.device import pick_own_device, pick_precision
 from anyvla.training.features import keeping_features
 from anyvla.training.gradients import Gradients
 from anyvla.training.idle_weights import IdleWeights
+from anyvla.training.joining import join_measurements
 from anyvla.training.keeping import CheckpointKeeper
 from anyvla.training.layers import prepare_layers
 from anyvla.training.log import TrainingLog
@@ -40,6 +41,8 @@ from anyvla.training.processes import EndedElsewhere, Processes
 from anyvla.training.profile import profiled
 from anyvla.training.resume import share_checkpoint_to_resume
 from anyvla.training.schedules import describe_endless_warmup
+from anyvla.training.sharded_gradients import ShardedGradients
+from anyvla.training.sharding import shard
 from anyvla.training.spans import span
 from anyvla.training.spikes import SpikeLog
 from anyvla.training.start import cache_advice, describe_run, report_decoding
@@ -115,7 +118,7 @@ def train(
     )
     windows = WindowDataset(mixture, window)  # bad data is reported before a model is loaded
     check_batch_size(config.batch_size, sum(windows.sizes))
-    vla = start.build_policy(say).to(device)
+    vla = start.build_policy(say).to("cpu" if config.shard else device)
     freeze_parts(config.optim.parts, vla)
     precision = pick_precision(config.precision, device)
     train_in_float32(vla, precision)
@@ -126,7 +129,9 @@ def train(
     optim = config.optim
     for note in describe_parts(optim.parts, vla, lr=optim.lr, weight_decay=optim.weight_decay, steps=config.steps):
         say(note)
-    state = TrainingState(vla, optim, config.ema, precision)
+    if config.shard:
+        shard(vla, processes, device)
+    state = TrainingState(vla, optim, config.ema, precision, processes)
     first_step = checkpoint.restore(begun, state) if begun is not None else 0
     prepare_layers(vla, recomputed=config.gradient_checkpointing, compiled=config.compile)
     make = partial(make_batches, first_step, windows, config, model.view, data.workers, data.worker_timeout_s)
@@ -141,7 +146,8 @@ def train(
         keeping_features(recipe, vla, run, features, say, processes),
         contextlib.closing(profiled(ahead, profile if main else None, vla, run, say)) as steps,
     ):
-        gradients = Gradients(vla, processes)  # from here on, no process reads the checkpoint that it resumes from
+        make_gradients = ShardedGradients if state.writers.count > 1 else Gradients
+        gradients = make_gradients(vla, processes)  # from here on, no process reads the checkpoint that it resumes from
         keeper = CheckpointKeeper(run, state, to_dict(recipe), config, begun, processes, start.record)
         measured: list[Measurement] = []
         if main:
@@ -149,7 +155,9 @@ def train(
         take_step = OptimizerStep(state, config, device, windows.describe, gradients)
         meter = Meter(device, precision, processes, compiled=config.compile)
         spikes = SpikeLog(config.spikes, run / "train" / "spikes.jsonl", first_step, windows.describe, processes)
-        measure = Measurements(measured, config.steps, best, keeper, log, meter, say, state.acting_weights)
+        measured = join_measurements(measured, state.writers)
+        weights = state.acting_weights
+        measure = Measurements(measured, config.steps, best, keeper, log, meter, say, weights, state.writers)
         idle = IdleWeights(vla, len(mixture.datasets), config.without_gradient, processes)
         keeper.begin(measured=best is not None)
         measure.resume(first_step)
@@ -162,7 +170,7 @@ def train(
                 count, samples, stops = processes.sum(vla.count_elements(batch), int(batch.step_mask.sum()), asked)
             except (StalledData, WorkerDied, EndedElsewhere, Interrupted) as error:
                 if step:
-                    keeper.save(step)
+                    keeper.save_alone(step)
                 if stop():
                     raise Interrupted(_stopped(step, config)) from error
                 raise

@@ -19,6 +19,7 @@ from anyvla.registry import suggest
 from anyvla.training.keeping import CheckpointKeeper
 from anyvla.training.log import TrainingLog
 from anyvla.training.meter import Meter
+from anyvla.training.processes import Processes
 from anyvla.training.spans import not_traced
 
 _PREFERRED = ("evaluation.success", "validation.loss")  # the scores of checkpoints, if training.best names none
@@ -77,13 +78,15 @@ class Measurements:
         meter: Meter,
         say: Callable[[str], None],
         acting_weights: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        writers: Processes | None = None,
     ) -> None:
         """Take the measurements of a training of `steps` steps, and the number that scores checkpoints.
 
         `best` is from `choose_best`. `acting_weights` returns a context in which the policy has the weights that it
-        will act with.
+        will act with. `writers`: the processes of a sharded training, which all take part; None: this one alone.
         """
         self.measurements, self.steps, self.acting_weights = measurements, steps, acting_weights
+        self.writers = writers or Processes.single()
         self.keeper, self.log, self.meter, self.say = keeper, log, meter, say
         self.best = best
         for of in measurements:
@@ -93,7 +96,9 @@ class Measurements:
         """Make the measurements after `step` steps that an interruption prevented."""
         logged = {name for line in self.log.earlier if line["step"] == step for name in line}
         if step:
-            self._measure([m for m in self._find_due(step) if logged.isdisjoint(m.names)], step)
+            due = self._find_due(step)
+            lacking = self.writers.on_main(lambda: [i for i, m in enumerate(due) if logged.isdisjoint(m.names)])
+            self._measure([due[i] for i in lacking], step)
 
     def __call__(self, step: int) -> None:
         """Make the measurements that are due after `step` steps."""

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from anyvla.config import STRICT, ConfigError
+from anyvla.files.sharded_tensors import copy_rows, gather, is_sharded, shard_like
 from anyvla.limits import WIDTH
 
 
@@ -46,11 +47,36 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
         for kind in self.kinds:
-            kind.step()
+            if isinstance(kind, torch.optim.Muon) and any(
+                is_sharded(p) for g in kind.param_groups for p in g["params"]
+            ):
+                _step_whole(kind)
+            else:
+                kind.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse, because the two optimizers would keep their old state: see `optimizer_state.read`."""
         raise NotImplementedError("read the state with anyvla.training.optimizer_state.read")
+
+
+@torch.no_grad()
+def _step_whole(muon: torch.optim.Optimizer) -> None:
+    """Update sharded matrices, one after the other: Muon's update of a row depends on the whole matrix.
+
+    Each process gathers a matrix, updates all of it and keeps its own rows, so that the result is that of one process.
+    """
+    for group in muon.param_groups:
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            whole = nn.Parameter(gather(weight).clone())
+            whole.grad = gather(weight.grad)
+            one = torch.optim.Muon([{**group, "params": [whole]}])
+            state = muon.state[weight]
+            one.state[whole] |= {name: gather(value) for name, value in state.items()}
+            one.step()
+            copy_rows(weight, whole)
+            state |= {name: shard_like(weight, value) for name, value in one.state[whole].items()}
 
 
 def split_hidden_matrices(

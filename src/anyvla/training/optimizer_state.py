@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from anyvla.files import tensor_files, weights
+from anyvla.files.sharded_tensors import shard_like
 
 _QUANTILES = {"qmap1": "dynamic", "qmap2": "udynamic"}  # constants of bitsandbytes, which are not saved
 
@@ -25,19 +25,18 @@ class _Entry:
     signed: bool = True  # else a number below 0 is a fault
 
 
-def save(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Write the state of each parameter that has had a gradient, by its number over all groups."""
-    tensors = {
+def list_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the state of each parameter that has had a gradient, by its number over all groups."""
+    return {
         f"{number}.{key}": torch.as_tensor(value)
         for number, (_, parameter) in enumerate(_parameters(optimizer))
         for key, value in optimizer.state.get(parameter, {}).items()
         if key not in _QUANTILES
     }
-    safetensors.torch.save_file(tensors, str(path))
 
 
 def read(path: Path, optimizer: torch.optim.Optimizer, *, may_be_empty: bool = False) -> dict[int, dict[str, Any]]:
-    """Return the state of each parameter by its number, on the device of the parameter.
+    """Return the state of each parameter by its number, on the device of the parameter and sharded as that is.
 
     `may_be_empty`: all steps so far may have been skipped, as steps whose float16 gradients overflow are.
     Raises ValueError, with the name of the file, if a tensor is missing, damaged, or none of this optimizer.
@@ -54,7 +53,10 @@ def read(path: Path, optimizer: torch.optim.Optimizer, *, may_be_empty: bool = F
             known = layouts[int(number)] if number.isdecimal() and int(number) < len(layouts) else {}
             tensor = file.get_tensor(name)
             _check(path, name, tensor, known.get(key))
-            state.setdefault(int(number), {})[key] = tensor.to(parameters[int(number)][1].device)
+            parameter = parameters[int(number)][1]
+            sharded = tensor.shape == parameter.shape  # not a count of steps
+            own = shard_like(parameter, tensor) if sharded else tensor.to(parameter.device)
+            state.setdefault(int(number), {})[key] = own
     if not (state or may_be_empty) or any(of.keys() != layouts[number].keys() for number, of in state.items()):
         raise ValueError(f"{path} lacks part of the optimizer's state: copy the checkpoint again, whole")
     return state

@@ -15,6 +15,7 @@ from anyvla.training.device import pick_own_device, pick_precision
 from anyvla.training.machine_limits import check_file_descriptors, check_shared_memory
 from anyvla.training.processes import Processes
 from anyvla.training.resume import check_same_recipe, check_steps
+from anyvla.training.shard_rules import check_shardable
 
 
 def check_before_data(recipe: TrainingRecipe, run: Path, processes: Processes) -> None:
@@ -28,6 +29,7 @@ def check_before_data(recipe: TrainingRecipe, run: Path, processes: Processes) -
     _check_measurements(recipe)
     device = pick_own_device(training.device, processes)
     check_accelerate_options(training, device, pick_precision(training.precision, device))
+    check_shardable(recipe, device, processes)
     check_file_descriptors(recipe.data.workers, processes)
     check_shared_memory(device, processes)
     _check_run_folder(recipe, run)

@@ -35,6 +35,7 @@ _FREE: Mapping[str, str] = {  # changes no weight
     "data.sources.*.format.list": "is a place; the data there are compared by their contents",
     "data.validation.windows": "only measures; the episodes that are held out stay the same",
     "training.gradient_checkpointing": "computes the same bits twice",
+    "training.shard": "computes the same numbers, in parts",
     "training.features_gb": "features are the same, computed once or often, but for the order of sums",
     "training.log_every": "only reads",
     "training.spikes.**": "only reads",

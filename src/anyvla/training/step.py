@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anyvla.backbones.frozen_features import computing_features
 from anyvla.decoders.base import Loss
+from anyvla.files.sharded_tensors import gather
 from anyvla.training import nonfinite
 from anyvla.training.config import TrainingConfig
 from anyvla.training.device import pick_precision
@@ -84,7 +85,7 @@ class OptimizerStep:
         means = self.gradients.sum(torch.stack(list(sums.values())) / max(1.0, count))
         scaler.unscale_(self.optimizer)
         with span("clip"):
-            norms = torch.nn.utils.clip_grad_norm_(self.state.parameters, config.optim.clip)
+            norms = gather(torch.nn.utils.clip_grad_norm_(self.state.parameters, config.optim.clip))
             # Read together: the only time that a step waits for the device. Nothing is updated before.
             total, *of_parts, norm = torch.cat([means, norms.to(means).view(1)]).tolist()
         parts = dict(zip(list(sums)[1:], of_parts, strict=True))
