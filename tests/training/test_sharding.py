@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +19,8 @@ from anyvla.training.shard_writer import assign
 from anyvla.training.warm_start.origin import open_origin
 from tests import small
 from tests.training import sharded_states
-from tests.training.launched import Launcher, launcher
+from tests.training.launched import Launcher
 from tests.training.sharded_states import FILES, make_state, read_all
-
-
-@pytest.fixture(scope="module")
-def launch() -> Iterator[Launcher]:
-    with launcher() as started:
-        yield started
 
 
 def run(launch: Launcher, target: Any, count: int, *arguments: Any) -> list[Any]:
