@@ -335,13 +335,10 @@ class VLA(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         document = {"schema": RECIPE} | dict(recipe or {}) | {"model": to_dict(self.config)}
         (folder / CONFIG).write_text(documents.to_yaml(document), encoding="utf-8")
-        robots = {r.embodiment.name: r for r in self.robots}
-        (folder / STATISTICS).write_text(
-            write_statistics({n: r.statistics for n, r in robots.items()}), encoding="utf-8"
-        )
-        (folder / ROBOTS).write_text(
-            json.dumps([to_dict(r.embodiment) for r in self.robots], indent=1), encoding="utf-8"
-        )
+        statistics = write_statistics({r.embodiment.name: r.statistics for r in self.robots})
+        (folder / STATISTICS).write_text(statistics, encoding="utf-8")
+        robots = json.dumps([to_dict(r.embodiment) for r in self.robots], indent=1)
+        (folder / ROBOTS).write_text(robots, encoding="utf-8")
         self.backbone.save_assets(folder / "backbone")
         if self.codec is not None:
             self.codec.save(folder / "codec")
