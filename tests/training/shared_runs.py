@@ -73,10 +73,14 @@ class Runs:
         for ended in self.train(recipe, run, count, *options):
             assert ended.status == 0, ended.err
 
+    def lines(self, run: str) -> list[dict[str, Any]]:
+        """Return the lines of the log."""
+        return [json.loads(line) for line in (self.folder / run / "train/log.jsonl").read_text().splitlines()]
+
     def curve(self, run: str) -> dict[str, Tensor]:
         """Return the losses, their parts and the norms of the gradients of all steps."""
-        lines = [json.loads(line) for line in (self.folder / run / "train/log.jsonl").read_text().splitlines()]
-        rows = [{"loss": of["loss"], "grad_norm": of["grad_norm"], **of["parts"]} for of in lines if "loss" in of]
+        lines = [line for line in self.lines(run) if "loss" in line]
+        rows = [{"loss": of["loss"], "grad_norm": of["grad_norm"], **of["parts"]} for of in lines]
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
     def weights(self, run: str) -> dict[str, Tensor]:

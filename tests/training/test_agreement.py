@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -21,23 +20,10 @@ from anyvla.training.accelerate_options import check_accelerate_options
 from anyvla.training.agreement import check_batch_divides
 from anyvla.training.config import TrainingConfig
 from anyvla.training.device import pick_own_device
-from anyvla.training.launchers import Launch
 from anyvla.training.machine_limits import check_file_descriptors, check_shared_memory
-from anyvla.training.processes import Message, Processes
 from tests.small import embodiment, episode
+from tests.training.pretended import Pretended
 from tests.training.shared_runs import Runs
-
-
-class Pretended(Processes):
-    """A process among others that say what they are given to say."""
-
-    def __init__(self, rank: int, count: int, hosts: list[str] | None = None, says: list[Any] | None = None) -> None:
-        super().__init__(Launch("torchrun", rank, count, rank, "", 0), None)
-        self.hosts, self.says = hosts or ["here"] * count, says
-
-    def exchange(self, numbers: Any = (), value: Any = None) -> list[Message]:
-        others = self.says or [value] * self.count
-        return [Message(list(numbers), value if rank == self.rank else of) for rank, of in enumerate(others)]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from anyvla.training.idle_weights import IdleWeights, group_by_module
 from anyvla.training.loop import train
 from anyvla.training.processes import Processes
 from tests.small import batch, embodiment, episode, model, policy, recipe
+from tests.training.pretended import Pretended
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,17 @@ def test_a_layer_that_only_a_rare_data_set_uses_is_waited_for(caplog: pytest.Log
         weight.grad = torch.ones_like(weight)
     watch.look(dataclasses.replace(frequent, samples=steps + torch.tensor([1, 0, 0])), last=False)
     assert caplog.messages == []
+
+
+def test_a_data_set_that_another_process_samples_was_seen() -> None:
+    vla, seen = policy(), dataclasses.replace(batch(2, 1), samples=torch.tensor([[0, 0, 0], [0, 3, 1]]))
+    for weight in vla.parameters():
+        weight.grad = torch.zeros_like(weight)
+    watch = IdleWeights(vla, 2, "error", Pretended(0, 2, says=[[1], [1]]))
+    for _ in range(9):
+        watch.look(seen, last=False)
+    with pytest.raises(TrainingError, match="in 10 steps"):
+        watch.look(seen, last=False)
 
 
 def test_a_module_is_named_only_if_all_of_its_trained_weights_are_idle() -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from anyvla.data.formats.lerobot.writer import write_dataset
 from anyvla.interrupted import Interrupted
 from anyvla.policy import VLA
 from anyvla.training.loop import train
-from anyvla.training.spikes import SpikeDetector, SpikesConfig
-from tests.small import embodiment, episode, mixture, model, recipe
+from anyvla.training.spikes import SpikeDetector, SpikeLog, SpikesConfig
+from tests.small import batch, embodiment, episode, mixture, model, recipe
+from tests.training.pretended import Pretended
 
 
 def spikes(losses: Any, **keys: Any) -> list[int]:
@@ -102,3 +104,19 @@ def test_a_resumed_run_drops_the_spikes_of_steps_that_it_repeats(tmp_path: Path)
     path.write_text('{"step": 1}\n{"step": 3}\n')
     train(given, mixture(root), tmp_path / "run")
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1]
+
+
+def test_a_spike_lists_the_samples_of_all_processes_in_the_file_of_the_first(tmp_path: Path) -> None:
+    other = [{"source": 0, "episode": 9, "step": 9, "instruction": "other", "name": "far"}]
+    data = dataclasses.replace(batch(2, 1), samples=torch.tensor([[0, 1, 2], [0, 1, 3]]))
+    for rank in range(2):
+        processes = Pretended(rank, 2, says=[other, other])
+        path = tmp_path / str(rank) / "spikes.jsonl"
+        path.parent.mkdir()
+        log = SpikeLog(SpikesConfig(window=10), path, 0, lambda sample, text: "near", processes)
+        for step, loss in enumerate([1.0, 1.1] * 5 + [99.0], 1):
+            log.look(step, loss, data)
+    [line] = [json.loads(line) for line in (tmp_path / "0/spikes.jsonl").read_text().splitlines()]
+    assert line["step"] == 11
+    assert [of["name"] for of in line["samples"]] == ["near"] * len(data.instructions) + ["far"]
+    assert not (tmp_path / "1/spikes.jsonl").exists()
