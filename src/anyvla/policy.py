@@ -46,6 +46,7 @@ from anyvla.robot.embodiment import Embodiment
 from anyvla.robot.normalize import Normalizer, StatisticsError, write_statistics
 from anyvla.robot.shared_layout import Robot, SharedLayout
 from anyvla.robot.views import center_crop_views
+from anyvla.sequence.valid_steps import ValidSteps
 from anyvla.session import (
     Session,
     carry_states,
@@ -56,6 +57,7 @@ from anyvla.session import (
     remember_proprio,
 )
 from anyvla.text import check_instruction
+from anyvla.transfer import send
 from anyvla.types import Batch, Chunk, ChunkError, Observation
 
 # Limits for building the model of a checkpoint: allocated bytes and tensors for each byte and tensor of the file of
@@ -129,9 +131,10 @@ class VLA(nn.Module):
         `generators` (on the CPU), one for each window, make the noise and times of decoders that sample them. None:
         PyTorch's own generator.
         """
-        actions = self._normalize_actions(batch)
+        valid = ValidSteps.of_batch(batch)
+        actions, mask = self._normalize_actions(batch, valid), valid.select(batch.action_mask)
         of_steps = None if generators is None else batch.spread(generators)
-        return self.decoder.loss(self._read(batch, actions), actions, batch.action_mask[batch.step_mask], of_steps)
+        return self.decoder.loss(self._read(batch, valid), actions, mask, of_steps)
 
     def count_elements(self, batch: Batch) -> int:
         """Return the number of action elements that the loss of a batch averages over."""
@@ -140,26 +143,24 @@ class VLA(nn.Module):
 
     def read(self, batch: Batch) -> DecoderInput:
         """Return the decoder's context of each of the M valid steps of whole windows, row by row."""
-        return self._read(batch, self._normalize_actions(batch))
+        return self._read(batch, ValidSteps.of_batch(batch))
 
-    def _normalize_actions(self, batch: Batch) -> Float[Tensor, "M N A"]:
-        return self.action_normalizer.normalize(batch.actions, batch.robots)[batch.step_mask]
+    def _normalize_actions(self, batch: Batch, valid: ValidSteps) -> Float[Tensor, "M N A"]:
+        return valid.select(self.action_normalizer.normalize(batch.actions, batch.robots))
 
-    def _read(self, batch: Batch, actions: Float[Tensor, "M N A"]) -> DecoderInput:
-        valid = batch.step_mask
+    def _read(self, batch: Batch, valid: ValidSteps) -> DecoderInput:
         instructions = batch.spread(batch.instructions)
         proprio = self.proprio_normalizer.normalize(batch.proprio, batch.robots)  # (B, T, P)
-        tokens, past = None if batch.tokens is None else batch.tokens[valid], None
+        tokens, past = None if batch.tokens is None else valid.select(batch.tokens), None
         if self.history.sees_past:
-            past = self.decoder.embed_chunks(pad_with_last_action(actions, batch.action_mask[valid]), tokens)
+            actions, mask = self._normalize_actions(batch, valid), valid.select(batch.action_mask)
+            past = self.decoder.embed_chunks(pad_with_last_action(actions, mask), tokens)
         if past is not None:
             past = past.roll(1, 0)  # each step sees the chunk of the step before; the first step of a window has none
-        # index_select copies whole images; indexing with the mask is ten times slower on a CPU.
-        images = batch.images.flatten(0, 1).index_select(0, valid.flatten().nonzero().squeeze(1))
-        steps = self._make_steps(images, instructions, proprio[valid], past)
+        steps = self._make_steps(valid.select(batch.images), instructions, valid.select(proprio), past)
         reading = self.history.read_windows(self.backbone, steps, valid, keep_cache=self.keeps_cache)
-        robots = batch.robots[:, None].expand_as(valid)[valid]  # (M,)
-        context = self.fuser(self._join_features(reading, proprio))[valid]
+        robots = valid.select(batch.robots[:, None].expand(-1, valid.length))  # (M,)
+        context = valid.select(self.fuser(self._join_features(reading, proprio)))
         return DecoderInput(context, reading.continuation, self._learned_dims(robots), tokens)
 
     def _learned_dims(self, robots: Int64[Tensor, "M"]) -> Bool[Tensor, "M A"] | None:
@@ -230,31 +231,31 @@ class VLA(nn.Module):
         check_call(observations, sessions, self)
         given, sessions = sessions, copy_sessions(sessions, self.history)
         chosen = [s.robot for s in sessions]
-        robots = torch.tensor(chosen, device=self.device)
-        images = torch.from_numpy(self.observer.read_images(observations, chosen)).to(self.device)  # (B, V, H, W, 3)
-        vectors = torch.from_numpy(self.observer.read_proprio(observations, chosen)).to(self.device)
+        robots = send(np.array(chosen), self.device)
+        images = send(self.observer.read_images(observations, chosen), self.device)  # (B, V, H, W, 3)
+        vectors = send(self.observer.read_proprio(observations, chosen), self.device)
         if self.config.proprio != "none":
             self.observer.check_plausible(observations, sessions, self.implausible)
         begin = self._read_committed(committed, sessions)
-        read = self._read_step(images, vectors, sessions)
-        if begin is None:
-            chunks = self._sample(read, sessions)
-            actions = self.action_normalizer.denormalize(chunks, robots)
-        else:
-            known = replace(begin, actions=self.action_normalizer.normalize(begin.actions, robots))
-            chunks = self._sample(read, sessions, known)
-            actions = begin.replace(self.action_normalizer.denormalize(chunks, robots))
+        read = self._read_step(images, vectors, robots, sessions)
+        scale = self.action_normalizer
+        known = None if begin is None else replace(begin, actions=scale.normalize(begin.actions, robots))
+        chunks = self._sample(read, sessions, known)
+        actions = scale.denormalize(chunks, robots)
+        actions = actions if begin is None else begin.replace(actions)
         # Clipping hides an infinite chunk, and choosing tokens hides a context that is not finite.
         finite = torch.stack([x.isfinite().flatten(1).all(1) for x in (read.context, chunks, actions)]).all(0)
-        if not finite.all():
+        # one copy from the device, which is waited for
+        rows = torch.cat([finite[:, None].to(actions.dtype), actions.flatten(1)], 1).cpu().numpy()
+        if failed := np.flatnonzero(rows[:, 0] != 1).tolist():
             raise ChunkError(
-                f"the policy predicted a chunk that is not finite (session {(~finite).nonzero().flatten().tolist()} of "
-                "this call), and nothing is sent: its weights or the precision that it computes in are at fault"
+                f"the policy predicted a chunk that is not finite (session {failed} of this call), and nothing is "
+                "sent: its weights or the precision that it computes in are at fault"
             )
         for session, changed in zip(given, sessions, strict=True):
             session.take(changed)
-        names, rows = self.layout.names, actions.cpu().numpy()
-        return [Chunk(a[:, self.layout.robots[names[i]].action]) for a, i in zip(rows, chosen, strict=True)]
+        dims = [self.layout.robots[self.layout.names[robot]].action for robot in chosen]
+        return [Chunk(a[:, own]) for a, own in zip(rows[:, 1:].reshape(actions.shape), dims, strict=True)]
 
     def _read_committed(self, committed: Sequence[Any] | None, sessions: Sequence[Session]) -> Committed | None:
         """Return the committed actions in robot units, None if no session has any."""
@@ -263,7 +264,7 @@ class VLA(nn.Module):
         if len(committed) != len(sessions):
             raise ValueError(f"committed actions, or None, for each session: got {len(committed)} and {len(sessions)}")
         actions, mask = self.observer.read_committed(committed, sessions, self.config.chunk, self.implausible)
-        return Committed(torch.from_numpy(actions).to(self.device), torch.from_numpy(mask).to(self.device))
+        return Committed(send(actions, self.device), send(mask, self.device))
 
     @torch.no_grad()  # not inference_mode: what the modules keep of a prediction may be used in training
     def predict(
@@ -281,34 +282,33 @@ class VLA(nn.Module):
             rows = (lengths == length).nonzero().flatten()
             sessions = [self._open_session(batch.instructions[r], int(batch.robots[r]), generators[r]) for r in rows]
             for step in range(length):
-                read = self._read_step(batch.images[rows, step], batch.proprio[rows, step], sessions)
+                images, vectors = batch.images[rows, step], batch.proprio[rows, step]
+                read = self._read_step(images, vectors, batch.robots[rows], sessions)
                 if every_step or step == length - 1 or self.history.sees_past:
                     chunks = self.action_normalizer.denormalize(self._sample(read, sessions), batch.robots[rows])
                     out[rows, step] = chunks.to(out.dtype)
         return out[batch.step_mask] if every_step else out[torch.arange(len(out), device=out.device), lengths - 1]
 
     def _read_step(
-        self, images: UInt8[Tensor, "B V H W 3"], vectors: Float[Tensor, "B P"], sessions: Sequence[Session]
+        self,
+        images: UInt8[Tensor, "B V H W 3"],
+        vectors: Float[Tensor, "B P"],
+        robots: Int64[Tensor, "B"],
+        sessions: Sequence[Session],
     ) -> DecoderInput:
         """Add a step to sessions, and return its context. `vectors`: proprio in robot units."""
-        robots = torch.tensor([s.robot for s in sessions], device=self.device)
         proprio = self.proprio_normalizer.normalize(vectors, robots)
         pasts = [s.past for s in sessions if s.past is not None]
-        steps = self._make_steps(
-            center_crop_views(images, self.config.view.crop),
-            [s.instruction for s in sessions],
-            proprio,
-            torch.stack(pasts) if pasts else None,
-        )
-        reading = self.history.read_step(
-            self.backbone, steps, [s.history_state for s in sessions], keep_cache=self.keeps_cache
-        )
-        lengths = reading.mask.sum(1)  # (B,), the windows' steps
-        features = self._join_features(reading, remember_proprio(sessions, proprio, lengths.tolist()))  # (B, T, F)
+        images, past = center_crop_views(images, self.config.view.crop), torch.stack(pasts) if pasts else None
+        steps = self._make_steps(images, [s.instruction for s in sessions], proprio, past)
+        states = [s.history_state for s in sessions]
+        reading = self.history.read_step(self.backbone, steps, states, keep_cache=self.keeps_cache)
+        features = self._join_features(reading, remember_proprio(sessions, proprio, reading.counts))  # (B, T, F)
         if self.history.carries_state:
             newest = carry_states(self.fuser, features[:, 0], sessions)  # (B, C)
         else:
-            newest = self.fuser(features)[torch.arange(len(sessions), device=self.device), lengths - 1]
+            windows = ValidSteps(reading.counts, features.shape[1], self.device)
+            newest = windows.select(self.fuser(features)).index_select(0, windows.last_steps())
         return DecoderInput(newest, reading.continuation, self._learned_dims(robots))
 
     def _sample(

@@ -119,7 +119,7 @@ def test_steps_that_share_a_row_are_decoded_further_separately(made):
     writing = Suffix(after)
     parts = [writing.extend(suffix[:, k : k + n]) for k, n in ((0, 1), (1, 2))]
     torch.testing.assert_close(torch.cat(parts, 1), cached, atol=1e-5, rtol=1e-4)
-    chosen = after.select(torch.tensor([1, 3])).run_suffix(suffix[[1, 3]], causal=True)
+    chosen = after.select([1, 3]).run_suffix(suffix[[1, 3]], causal=True)
     torch.testing.assert_close(chosen, cached[[1, 3]], atol=1e-5, rtol=1e-4)
 
 

@@ -15,6 +15,7 @@ from anyvla.cli.main import main
 from anyvla.policy import VLA
 from anyvla.report.explanation import Explanation, dummy_window, explain
 from anyvla.report.structure import draw_structure, format_count, shown_groups
+from anyvla.sequence.valid_steps import ValidSteps
 from tests.small import NANO, model, robot
 
 INTERLEAVED = {"name": "interleaved", "window": 3}
@@ -70,7 +71,9 @@ def test_readouts_obey_the_mask_of_a_window(past: str) -> None:
         steps = vla._make_steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)
         steps.embeddings[0] += change
         with torch.inference_mode():
-            reading = vla.history.read_windows(vla.backbone, steps, batch.step_mask, keep_cache=False)
+            reading = vla.history.read_windows(
+                vla.backbone, steps, ValidSteps.of_mask(batch.step_mask), keep_cache=False
+            )
         return reading.readouts[0, 1]
 
     steps = vla._make_steps(batch.images[0], list(batch.instructions) * 3, batch.proprio[0], None)

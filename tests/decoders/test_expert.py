@@ -38,7 +38,7 @@ def generators():
 
 def alone(inputs, step):
     """Return one step alone in its row, without the positions that it does not see."""
-    only = inputs.continuation.select(torch.tensor([step]))
+    only = inputs.continuation.select([step])
     return DecoderInput(inputs.context[step : step + 1], only)
 
 

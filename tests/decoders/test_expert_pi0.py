@@ -17,6 +17,7 @@ from anyvla.decoders.expert_weights import load_pi0
 from anyvla.histories.base import StepInputs
 from anyvla.histories.policy_head import SingleStep
 from anyvla.robot.space import ActionSpace
+from anyvla.sequence.valid_steps import ValidSteps
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
 
@@ -78,7 +79,7 @@ def read(backbone, images, state):
     written = torch.randn(M, R, backbone.width, generator=torch.Generator().manual_seed(2))
     steps = StepInputs(images, PROMPTS, written, R)
     reading = SingleStep(SingleStep.Config()).read_windows(
-        backbone, steps, torch.ones(M, 1, dtype=torch.bool), keep_cache=True
+        backbone, steps, ValidSteps([1] * M, 1, images.device), keep_cache=True
     )
     return DecoderInput(torch.cat([reading.readouts[:, 0].flatten(1), state], 1), reading.continuation)
 

@@ -75,7 +75,7 @@ def test_a_step_depends_on_no_other_step_or_suffix_of_its_window(model, keys):
     with torch.no_grad():
         whole = decoder.logits(together, tokens)
         for step in range(4):
-            alone = DecoderInput(together.context[[step]], together.continuation.select(torch.tensor([step])))
+            alone = DecoderInput(together.context[[step]], together.continuation.select([step]))
             torch.testing.assert_close(decoder.logits(alone, tokens[[step]]), whole[[step]], atol=1e-4, rtol=0)
             torch.testing.assert_close(
                 record_logits(decoder, alone)[1], record_logits(decoder, together)[1][[step]], atol=1e-4, rtol=0
@@ -194,7 +194,7 @@ def test_a_temperature_samples_with_the_generator_of_each_step(model):
         with torch.no_grad():
             seeds = [torch.Generator().manual_seed(s) for s in range(4)]
             again = [torch.Generator().manual_seed(s) for s in range(3, 4)]
-            alone = DecoderInput(inputs.context[3:], inputs.continuation.select(torch.tensor([3])))
+            alone = DecoderInput(inputs.context[3:], inputs.continuation.select([3]))
             chunks = decoder.sample(inputs, seeds)
             torch.testing.assert_close(decoder.sample(alone, again), chunks[3:])
             assert not torch.equal(decoder.sample(inputs, seeds), chunks)  # their next numbers

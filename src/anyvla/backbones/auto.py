@@ -56,6 +56,7 @@ from anyvla.backbones.tokens import TokenBackbone
 from anyvla.config import STRICT
 from anyvla.limits import PIXELS
 from anyvla.sequence.tokens import TokenSequence
+from anyvla.transfer import send
 
 
 @plain_dataclass(frozen=True)
@@ -284,10 +285,13 @@ class AutoBackbone(TokenBackbone):
             return torch.arange(sequence.input_ids.shape[1], device=sequence.input_ids.device).expand(3, 1, -1)
         names = inspect.signature(self._rope_index).parameters
         known = {k: v for k, v in given.items() if k in names}
-        positions, _ = self._rope_index(
-            input_ids=sequence.input_ids, attention_mask=sequence.attention_mask.long(), **known
-        )
-        return positions
+        ids, valid = sequence.input_ids, sequence.attention_mask
+        if sequence.on_host is not None:  # the function asks for every image, for which a GPU would be waited for
+            host = sequence.on_host
+            ids, valid = torch.from_numpy(host.input_ids), torch.from_numpy(host.attention_mask)
+            known = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in known.items()}
+        positions, _ = self._rope_index(input_ids=ids, attention_mask=valid.long(), **known)
+        return send(positions, sequence.input_ids.device)
 
     def _check_tokens(self, template: Template) -> None:
         """Raise ValueError if the tokenizer does not know the tokens around images and would spell them out."""

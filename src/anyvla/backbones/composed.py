@@ -213,7 +213,7 @@ class ComposedBackbone(TokenBackbone):
         if not len(sequence.images):
             return self.embedding(ids)
         features = self.embed_images(sequence.images).flatten(0, 1)
-        with overwrite_embeddings(self.embedding, ids.shape, images.flatten().nonzero().squeeze(1), features):
+        with overwrite_embeddings(self.embedding, ids.shape, self.find_images(sequence), features):
             return self.embedding(ids)
 
     def compute_features(self, images: UInt8[Tensor, "M V H W 3"]) -> Float[Tensor, "N F E"]:

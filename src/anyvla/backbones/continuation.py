@@ -10,8 +10,10 @@ Letters: S rows, T most steps of a row, C tokens of a suffix, TC = T * C, K cach
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -20,6 +22,7 @@ from anyvla.backbones.base import Backbone
 from anyvla.sequence.cache import Cache
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import StepTokens
+from anyvla.transfer import send
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,13 @@ class Continuation:
         """Return a copy without gradients."""
         return replace(self, cache=self.cache.detach())
 
-    def select(self, steps: Int64[Tensor, "m"]) -> Continuation:
+    def select(self, steps: Sequence[int]) -> Continuation:
         """Return these steps only, each in its own row."""
-        row = torch.repeat_interleave(torch.tensor(self.counts)).to(steps.device)[steps]
+        rows = np.repeat(np.arange(len(self.counts)), self.counts)
+        numbers = np.array(steps, np.int64)
+        row, step = send(np.stack([rows[numbers], numbers]), self.visible.device)
         return Continuation(
-            self.backbone, self.cache.select(row), (1,) * len(steps), self.visible[steps], self.positions[steps]
+            self.backbone, self.cache.select(row), (1,) * len(numbers), self.visible[step], self.positions[step]
         )
 
 

@@ -29,6 +29,7 @@ from anyvla.backbones.masks import Attention, build_mask
 from anyvla.backbones.step_tokens import StepTokenizer
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import StepTokens, TokenSequence
+from anyvla.transfer import send
 
 
 class TokenBackbone(Backbone):
@@ -159,7 +160,7 @@ class TokenBackbone(Backbone):
         shape = sequence.input_ids.shape
         cached = 0 if cache is None or cache.valid is None else cache.valid.shape[1]
         self._check_context(cached + shape[1])
-        positions = sequence.query_mask.flatten().nonzero().squeeze(1)
+        positions = sequence.find_queries()
         steps, rest = divmod(len(positions), each)
         if queries.ndim == 3 and len(queries) != steps:
             raise ValueError(f"queries of {len(queries)} steps for a sequence with query positions of {steps}")
@@ -197,7 +198,7 @@ class TokenBackbone(Backbone):
         if cache.valid is None:
             rereading.begin(cache, sequence, queries)
             # Without queries there is nothing to return: the steps are read when they are decoded further.
-            return self(sequence, queries) if sequence.query_mask.any() else queries.new_zeros(0, each, self.width)
+            return self(sequence, queries) if len(sequence.find_queries()) else queries.new_zeros(0, each, self.width)
         again = rereading.extend(cache, sequence, queries, self.pad_id)
         self._check_context(again.sequence.input_ids.shape[1])
         shape = again.sequence.input_ids.shape
@@ -258,6 +259,12 @@ class TokenBackbone(Backbone):
         """Return True at the image tokens."""
         return sequence.input_ids == self.image_id
 
+    def find_images(self, sequence: TokenSequence) -> Int64[Tensor, "n"]:
+        """Return the places of the image tokens, counted over the flattened (S, L)."""
+        if type(self).get_image_mask is TokenBackbone.get_image_mask:
+            return sequence.find_tokens(self.image_id)
+        return self.get_image_mask(sequence).flatten().nonzero().squeeze(1)
+
     def language_inputs(
         self, sequence: TokenSequence, cache: Cache | None, positions: Int64[Tensor, "... S L"] | None = None
     ) -> dict[str, Any]:
@@ -270,6 +277,7 @@ class TokenBackbone(Backbone):
             # Right padding keeps counting: transformers takes a jump in the positions for a packed second sequence.
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         given: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+        follows = cache is not None and cache.valid is not None
         if cache is None:
             given["position_ids"] = positions + self.first_position
         else:
@@ -280,9 +288,9 @@ class TokenBackbone(Backbone):
         limited = cache is not None and any(self.windows.values())
         if sequence.block_mask is not None or limited or self.attention == "images":
             given["attention_mask"] = self.build_attention_masks(sequence, valid)
-        elif cache is not None or self.attention in ("prefix", "full"):
+        elif follows or self.attention in ("prefix", "full"):
             given["attention_mask"] = valid.long()
-        # Otherwise attention is causal, and padding comes last.
+        # Otherwise attention is causal, and padding comes last. Transformers would ask a GPU whether there is any.
         return given
 
     def _extend_cache(self, cache: Cache, sequence: TokenSequence, positions: Int64[Tensor, "... S L"]) -> Tensor:
@@ -308,7 +316,8 @@ class TokenBackbone(Backbone):
         """
         images = self.get_image_mask(sequence)
         if self.attention == "images":  # with the tokens around them
-            images = torch.isin(sequence.input_ids, torch.tensor(self.step_tokenizer.camera, device=images.device))
+            around = send(torch.tensor(self.step_tokenizer.camera), images.device)
+            images = torch.isin(sequence.input_ids, around)
 
         def build(window: int | None) -> Tensor:
             mask = build_mask(sequence, valid, attention=self.attention, window=window, images=images)

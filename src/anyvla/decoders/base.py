@@ -22,6 +22,7 @@ from anyvla.backbones.base import Backbone, Capability
 from anyvla.backbones.continuation import Continuation
 from anyvla.representations.codec import Codec
 from anyvla.robot.space import ActionSpace
+from anyvla.transfer import send
 
 RepresentationKind = Literal["continuous", "tokens"]
 Chunks = Float[Tensor, "M N A"]
@@ -161,7 +162,7 @@ def sample_noise(
     """Return random numbers (M, *shape), float32, for M = len(like) steps, each from its own generator (on the CPU)."""
     if generators is None:
         return distribution(len(like), *shape, device=like.device)
-    return torch.stack([distribution(*shape, generator=g) for g in generators]).to(like.device)
+    return send(torch.stack([distribution(*shape, generator=g) for g in generators]), like.device)
 
 
 def sample_by_window(

@@ -17,6 +17,7 @@ from torch import Tensor
 from anyvla.decoders.base import ActionMask, Chunks, Decoder, DecoderInput, DecoderSpec, Loss, sample_by_window
 from anyvla.decoders.flow_matching import interpolate, sample_times
 from anyvla.robot.chunks import pad_with_last_action
+from anyvla.transfer import send
 
 SampledChunks = Float[Tensor, "kM N A"]
 Times = Shaped[Tensor, "kM"]  # or levels of noise
@@ -72,7 +73,7 @@ class DenoisingDecoder(Decoder):
 
         time = sample_by_window(steps, generators, times).T.flatten()  # (kM,)
         noise = sample_by_window(steps, generators, noises).transpose(0, 1).flatten(0, 1)  # (kM, N, A)
-        return self.loss_at(inputs, actions, mask, noise.to(actions.device), time.to(actions.device))
+        return self.loss_at(inputs, actions, mask, send(noise, actions.device), send(time, actions.device))
 
     def loss_at(
         self, inputs: DecoderInput, actions: Chunks, mask: ActionMask, noise: SampledChunks, time: Times

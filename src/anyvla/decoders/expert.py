@@ -52,6 +52,7 @@ from anyvla.decoders.expert_layers import (
 from anyvla.decoders.flow_matching import Integration, TimeDistribution, integrate
 from anyvla.decoders.lm_tokens import LMTokensDecoder
 from anyvla.limits import CALLS, LAYERS, STEPS, WEIGHT, WIDTH
+from anyvla.transfer import send
 
 
 @plain_dataclass(frozen=True)
@@ -211,7 +212,7 @@ class ExpertDecoder(DenoisingDecoder):
         mask = None
         if not (start.all_visible and sees.all()):
             of_backbone = steps.build_cache_mask(len(sees) // count)[..., : start.cached]
-            mask = torch.cat([of_backbone, sees.to(device).expand(len(of_backbone), -1, -1)], 2)
+            mask = torch.cat([of_backbone, send(sees, device).expand(len(of_backbone), -1, -1)], 2)
         return self.transformer.prepare_attention(positions, mask, self._attention_dtype())
 
     def embed_chunks(

@@ -21,7 +21,7 @@ from anyvla.backbones.base import Backbone
 from anyvla.backbones.continuation import Continuation
 from anyvla.config import STRICT, ConfigError
 from anyvla.decoders.base import Chunks, DecoderInput, DecoderSpec
-from anyvla.decoders.token_decoder import TokenDecoder
+from anyvla.decoders.token_decoder import TokenDecoder, check_scores
 from anyvla.limits import WEIGHT
 
 SAMPLE = 64  # regular ids from whose embeddings the size of the model's embeddings is measured
@@ -91,7 +91,9 @@ class LMTokensDecoder(TokenDecoder):
 
     def generate(self, inputs: DecoderInput, uniforms: Float[Tensor, "M L"] | None) -> Int64[Tensor, "M L"]:
         if self.places is not None:
-            tokens, fixed = self.choose(self._score_at_once(inputs), uniforms, 0), self.fixed_tokens(inputs)
+            scores, fixed = self._score_at_once(inputs), self.fixed_tokens(inputs)
+            check_scores(scores.isnan().any())
+            tokens = self.choose(scores, uniforms, 0)
             return tokens if fixed is None else torch.where(fixed >= 0, fixed, tokens)
         suffix = _continuation(inputs).start_suffix()
 

@@ -140,10 +140,8 @@ class TokenDecoder(Decoder):
     ) -> Int64[Tensor, "M l"]:
         """Return one symbol at each of the positions `first`, `first` + 1, ... A chunk has at least one token.
 
-        Raises ChunkError for scores that are NaN, because argmax would choose one of them.
+        The caller checks the scores with `check_scores`: argmax would choose one that is NaN.
         """
-        if logits.isnan().any():
-            raise ChunkError("the decoder's scores of tokens are not finite, and nothing is written")
         if first == 0 and self.codec.ends:
             logits = logits.clone()
             logits[:, 0, self.codec.size] = -torch.inf
@@ -167,14 +165,32 @@ class TokenDecoder(Decoder):
         fixed = self.fixed_tokens(inputs)
         steps, device = len(inputs.context), inputs.context.device
         tokens = torch.full((steps, self.length), self.codec.size, device=device)
-        ended = torch.zeros(steps, dtype=torch.bool, device=device)
+        ended, bad = (
+            torch.zeros(steps, dtype=torch.bool, device=device),
+            torch.zeros((), dtype=torch.bool, device=device),
+        )
         for position in range(self.length):
             scores = read(tokens[:, position - 1] if position else None)
+            bad = bad | scores.isnan().any()
             tokens[:, position] = self.choose(scores[:, None], uniforms, position)[:, 0]
             if fixed is not None:
                 tokens[:, position] = torch.where(fixed[:, position] >= 0, fixed[:, position], tokens[:, position])
             if self.codec.ends:
-                ended |= tokens[:, position] == self.codec.size
-                if ended.all():
+                ended = ended | (tokens[:, position] == self.codec.size)
+            if (position + 1) % _every(device) == 0 or position + 1 == self.length:
+                failed, over = torch.stack([bad, ended.all()]).tolist()
+                check_scores(failed)
+                if over:
                     break
         return tokens
+
+
+def check_scores(failed: bool | Tensor) -> None:
+    """Raise ChunkError if scores of tokens were NaN."""
+    if failed:
+        raise ChunkError("the decoder's scores of tokens are not finite, and nothing is written")
+
+
+def _every(device: torch.device) -> int:
+    """Return after how many tokens to look whether all chunks have ended: looking makes the host wait for a GPU."""
+    return 1 if device.type == "cpu" else 8

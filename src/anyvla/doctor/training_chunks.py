@@ -67,9 +67,10 @@ def _keep_newest(batch: Batch, length: int) -> Batch:
 
 def _select_last(context: DecoderInput, batch: Batch) -> DecoderInput:
     """Return the decoder's input at the last step of each window."""
-    last = batch.step_mask.sum(1).cumsum(0) - 1
+    steps = (np.cumsum(batch.step_mask.sum(1).tolist()) - 1).tolist()
+    last = torch.tensor(steps, device=context.context.device)
     return DecoderInput(
         context.context[last],
-        None if context.continuation is None else context.continuation.select(last),
+        None if context.continuation is None else context.continuation.select(steps),
         None if context.learned_dims is None else context.learned_dims[last],
     )

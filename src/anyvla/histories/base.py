@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
@@ -20,6 +21,8 @@ from anyvla.backbones.continuation import Continuation
 from anyvla.sequence.cache import Cache
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import TokenSequence
+from anyvla.sequence.valid_steps import ValidSteps
+from anyvla.transfer import send
 
 HistoryState = Any  # what a history keeps for one session; each history has its own type
 
@@ -45,7 +48,7 @@ class WindowReadouts:
     """The readouts of the windows of B episodes or sessions."""
 
     readouts: Float[Tensor, "B T R D"]
-    mask: Bool[Tensor, "B T"]  # True at valid steps, which come first in each row
+    counts: Sequence[int]  # B numbers of valid steps, which come first in each row
     continuation: Continuation | None  # after each valid step (whole windows), or after the newest step (sessions)
 
 
@@ -92,9 +95,9 @@ class History(ABC):
 
     @abstractmethod
     def read_windows(
-        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
+        self, backbone: Backbone, steps: StepInputs, valid: ValidSteps, *, keep_cache: bool
     ) -> WindowReadouts:
-        """Return the readouts (and continuation, if `keep_cache`) of whole windows; `steps`: valid ones, row by row."""
+        """Return the readouts (and continuation, if `keep_cache`) of whole windows; `steps`: the valid ones."""
 
     @abstractmethod
     def read_step(
@@ -123,19 +126,11 @@ def read_steps(
     return hidden[:, each - steps.readouts :], after
 
 
-def scatter_to_windows(readouts: Float[Tensor, "M R D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T R D"]:
-    """Return the readouts of the valid steps at their positions in the windows, and zeros at masked steps."""
-    out = readouts.new_zeros(*mask.shape, *readouts.shape[1:])
-    out[mask] = readouts
-    return out
-
-
 def get_readout_mask(sequence: TokenSequence, steps: StepInputs) -> Bool[Tensor, "S L"]:
     """Return a mask of the positions of the readouts: the last R query positions of each step."""
-    positions = sequence.query_mask.flatten().nonzero().view(-1, steps.embeddings.shape[1])
+    places = sequence.find_queries().view(-1, steps.embeddings.shape[1])
     out = torch.zeros_like(sequence.query_mask).flatten()
-    out[positions[:, -steps.readouts :].flatten()] = True
-    return out.view_as(sequence.query_mask)
+    return out.index_fill(0, places[:, -steps.readouts :].flatten(), True).view_as(sequence.query_mask)
 
 
 def _continue_each_step(
@@ -144,8 +139,9 @@ def _continue_each_step(
     assert cache.valid is not None
     assert cache.positions is not None
     readout = get_readout_mask(sequence, steps)
-    row = torch.repeat_interleave(torch.tensor(counts)).to(readout.device)  # (M,)
-    number = torch.cat([torch.arange(n) for n in counts]).to(readout.device)[:, None]  # (M, 1)
+    numbers = [np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(n) for n in counts])]
+    row, number = send(np.stack(numbers), readout.device)  # (M,) each
+    number = number[:, None]
     step = sequence.step_ids[row]  # (M, L)
     hidden = readout[row] & ((step == number) | (not past))
     visible = cache.valid[row] & (step <= number) & ~hidden
@@ -154,12 +150,6 @@ def _continue_each_step(
     return Continuation(backbone, cache, tuple(counts), visible, positions)
 
 
-def stack_windows(windows: Sequence[Tensor]) -> tuple[Tensor, Bool[Tensor, "B T"]]:
-    """Stack windows (t, ...) of different lengths to (B, T, ...), zeros past the end. Return it and the step mask."""
-    out = torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True)
-    return out, make_step_mask([len(w) for w in windows]).to(out.device)
-
-
-def make_step_mask(lengths: Sequence[int]) -> Bool[Tensor, "B T"]:
-    """Return the step mask of windows of these lengths."""
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+def stack_windows(windows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Stack windows (t, ...) of different lengths to (B, T, ...), zeros past the end. Return it and the lengths."""
+    return torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True), [len(w) for w in windows]

@@ -16,8 +16,9 @@ from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -31,15 +32,15 @@ from anyvla.histories.base import (
     StepInputs,
     WindowReadouts,
     get_readout_mask,
-    make_step_mask,
     read_steps,
-    scatter_to_windows,
     stack_windows,
 )
 from anyvla.limits import STEPS
-from anyvla.sequence.cache import Cache, concat_caches
+from anyvla.sequence.cache import Cache, concat_caches, extract_rows
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import StepTokens
+from anyvla.sequence.valid_steps import ValidSteps
+from anyvla.transfer import send
 
 
 @plain_dataclass
@@ -124,13 +125,11 @@ class Interleaved(History):
         return drop, not left or (len(left) == 1 and left[0] >= self.window // 2)
 
     def read_windows(
-        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
+        self, backbone: Backbone, steps: StepInputs, valid: ValidSteps, *, keep_cache: bool
     ) -> WindowReadouts:
-        counts = mask.sum(1).tolist()
-        first = torch.cumsum(torch.tensor([0, *counts[:-1]]), 0)
-        steps = replace(steps, embeddings=_zero_missing_chunks(steps, first.to(steps.embeddings.device)))
-        readouts, after = read_steps(backbone, steps, counts, keep_cache=keep_cache, past=self.sees_past)
-        return WindowReadouts(scatter_to_windows(readouts, mask), mask, after)
+        steps = replace(steps, embeddings=_zero_missing_chunks(steps, valid.first_steps()))
+        readouts, after = read_steps(backbone, steps, valid.counts, keep_cache=keep_cache, past=self.sees_past)
+        return WindowReadouts(valid.scatter(readouts), valid.counts, after)
 
     def read_step(
         self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool
@@ -146,13 +145,13 @@ class Interleaved(History):
         for group in (new, begun):
             if group:
                 self._extend_windows(backbone, steps, group)
-        window, mask = stack_windows([torch.stack(state[0].readouts) for state in states])
+        window, counts = stack_windows([torch.stack(state[0].readouts) for state in states])
         after = self._continue_newest(backbone, [state[0] for state in states], steps.readouts) if keep_cache else None
-        return WindowReadouts(window, mask, after)
+        return WindowReadouts(window, counts, after)
 
     def _extend_windows(self, backbone: Backbone, steps: StepInputs, group: Sequence[tuple[int, CachedWindow]]) -> None:
         """Read one new step of windows that are all empty or all begun."""
-        rows = torch.tensor([session for session, _ in group], device=steps.embeddings.device)
+        rows = send(np.array([session for session, _ in group]), steps.embeddings.device)
         part = replace(
             steps,
             images=steps.images[rows],
@@ -162,7 +161,7 @@ class Interleaved(History):
         block = backbone.tokenize(part.images, part.instructions)
         if group[0][1].cache is None:
             cache = Cache()
-            part = replace(part, embeddings=_zero_missing_chunks(part, torch.arange(len(group), device=rows.device)))
+            part = replace(part, embeddings=_zero_missing_chunks(part, np.arange(len(group))))
         else:
             cache = _join_caches([cached for _, cached in group])
             block = StepTokens([], block.tokens, block.images)
@@ -188,7 +187,9 @@ class Interleaved(History):
 
     def _continue_newest(self, backbone: Backbone, windows: Sequence[CachedWindow], readouts: int) -> Continuation:
         """Return the continuation after the newest step of each window."""
-        cache = concat_caches([cached.cache.extract_row(cached.row) for cached in windows if cached.cache is not None])
+        cache = concat_caches(
+            extract_rows([(cached.cache, cached.row) for cached in windows if cached.cache is not None])
+        )
         assert cache.valid is not None
         assert cache.positions is not None
         assert cache.hidden_by_history is not None
@@ -223,12 +224,12 @@ class Interleaved(History):
             instructions=instructions,
             embeddings=torch.stack([s.embeddings for s in seen]),
         )
-        mask = make_step_mask([len(state) for state in states]).to(steps.embeddings.device)
-        reading = self.read_windows(backbone, whole, mask, keep_cache=keep_cache)
+        counts = [len(state) for state in states]
+        valid = ValidSteps(counts, max(counts), steps.embeddings.device)
+        reading = self.read_windows(backbone, whole, valid, keep_cache=keep_cache)
         if reading.continuation is None:
             return reading
-        newest = reading.continuation.select(mask.sum(1).cumsum(0) - 1)
-        return replace(reading, continuation=newest)
+        return replace(reading, continuation=reading.continuation.select((np.cumsum(counts) - 1).tolist()))
 
 
 def _join_caches(windows: Sequence[CachedWindow]) -> Cache:
@@ -238,13 +239,14 @@ def _join_caches(windows: Sequence[CachedWindow]) -> Cache:
     assert first.valid is not None
     if all(c is first for c in caches) and [cached.row for cached in windows] == list(range(len(first.valid))):
         return first
-    return concat_caches([cache.extract_row(cached.row) for cache, cached in zip(caches, windows, strict=True)])
+    return concat_caches(extract_rows([(cache, cached.row) for cache, cached in zip(caches, windows, strict=True)]))
 
 
-def _zero_missing_chunks(steps: StepInputs, first: Tensor) -> Float[Tensor, "M Q D"]:
+def _zero_missing_chunks(steps: StepInputs, first: Int64[np.ndarray, "B"]) -> Float[Tensor, "M Q D"]:
     """Return the embeddings of steps with zeros for the previous chunk at the `first` steps of windows."""
     if not steps.before:
         return steps.embeddings
-    begins = torch.zeros(len(steps.embeddings), 1, 1, dtype=torch.bool, device=first.device)
-    begins[first] = True
-    return torch.cat([steps.embeddings[:, : steps.before] * ~begins, steps.embeddings[:, steps.before :]], 1)
+    continues = np.ones((len(steps.embeddings), 1, 1), bool)
+    continues[first] = False
+    seen = steps.embeddings[:, : steps.before] * send(continues, steps.embeddings.device)
+    return torch.cat([seen, steps.embeddings[:, steps.before :]], 1)

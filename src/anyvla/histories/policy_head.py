@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -19,10 +18,10 @@ from anyvla.histories.base import (
     StepInputs,
     WindowReadouts,
     read_steps,
-    scatter_to_windows,
     stack_windows,
 )
 from anyvla.limits import STEPS
+from anyvla.sequence.valid_steps import ValidSteps
 
 
 class SeparateSteps(History):
@@ -44,10 +43,10 @@ class SeparateSteps(History):
         return [state.copy() for state in states]
 
     def read_windows(
-        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
+        self, backbone: Backbone, steps: StepInputs, valid: ValidSteps, *, keep_cache: bool
     ) -> WindowReadouts:
         readouts, continuation = read_steps(backbone, steps, (1,) * len(steps.instructions), keep_cache=keep_cache)
-        return WindowReadouts(scatter_to_windows(readouts, mask), mask, continuation)
+        return WindowReadouts(valid.scatter(readouts), valid.counts, continuation)
 
     def read_step(
         self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool

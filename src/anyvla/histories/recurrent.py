@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -26,9 +27,10 @@ from anyvla.histories.base import (
     StepInputs,
     WindowReadouts,
     read_steps,
-    scatter_to_windows,
 )
 from anyvla.limits import STEPS
+from anyvla.sequence.valid_steps import ValidSteps
+from anyvla.transfer import send
 
 
 class Recurrent(History):
@@ -60,31 +62,33 @@ class Recurrent(History):
         return list(range(1, calls + 1))
 
     def read_windows(
-        self, backbone: Backbone, steps: StepInputs, mask: Bool[Tensor, "B T"], *, keep_cache: bool
+        self, backbone: Backbone, steps: StepInputs, valid: ValidSteps, *, keep_cache: bool
     ) -> WindowReadouts:
-        if keep_cache or self.at_once is None or mask.shape[1] <= self.at_once:
+        if keep_cache or self.at_once is None or valid.length <= self.at_once:
             count = len(steps.instructions)
             readouts, continuation = read_steps(backbone, steps, (1,) * count, keep_cache=keep_cache)
-            return WindowReadouts(scatter_to_windows(readouts, mask), mask, continuation)
-        piece = (torch.arange(mask.shape[1], device=mask.device) // self.at_once).expand_as(mask)[mask]  # of each step
-        pieces = [(piece == number).nonzero()[:, 0] for number in range(-(-mask.shape[1] // self.at_once))]
+            return WindowReadouts(valid.scatter(readouts), valid.counts, continuation)
+        piece = np.concatenate([np.arange(count) for count in valid.counts]) // self.at_once  # of each step
+        pieces = [np.flatnonzero(piece == number) for number in range(-(-valid.length // self.at_once))]
         readouts = torch.cat([_read_piece(backbone, steps, own) for own in pieces if len(own)])
-        return WindowReadouts(scatter_to_windows(readouts[torch.cat(pieces).argsort()], mask), mask, None)
+        order = send(np.concatenate(pieces).argsort(), readouts.device)
+        return WindowReadouts(valid.scatter(readouts.index_select(0, order)), valid.counts, None)
 
     def read_step(
         self, backbone: Backbone, steps: StepInputs, states: Sequence[HistoryState], *, keep_cache: bool
     ) -> WindowReadouts:
         readouts, continuation = read_steps(backbone, steps, (1,) * len(steps.instructions), keep_cache=keep_cache)
-        return WindowReadouts(readouts[:, None], torch.ones_like(readouts[:, :1, 0], dtype=torch.bool), continuation)
+        return WindowReadouts(readouts[:, None], (1,) * len(readouts), continuation)
 
 
-def _read_piece(backbone: Backbone, steps: StepInputs, own: Int64[Tensor, "m"]) -> Float[Tensor, "m R D"]:
+def _read_piece(backbone: Backbone, steps: StepInputs, own: Int64[np.ndarray, "m"]) -> Float[Tensor, "m R D"]:
     """Return the readouts of some of the steps. Only their inputs are kept for the backward pass."""
-    images, instructions = steps.images[own], [steps.instructions[number] for number in own.tolist()]
+    rows = send(own, steps.images.device)
+    images, instructions = steps.images[rows], [steps.instructions[number] for number in own.tolist()]
 
     def read(embeddings: Float[Tensor, "m Q D"]) -> Float[Tensor, "m R D"]:
         piece = replace(steps, images=images, instructions=instructions, embeddings=embeddings)
         return read_steps(backbone, piece, (1,) * len(embeddings), keep_cache=False)[0]
 
-    embeddings = steps.embeddings[own]
+    embeddings = steps.embeddings[rows]
     return checkpoint(read, embeddings, use_reentrant=False) if torch.is_grad_enabled() else read(embeddings)

@@ -77,7 +77,9 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, tokens: Int64[Tensor, "M L"]) -> tuple[Float[Tensor, "M N A"], Bool[Tensor, "M"]]:
-        """Return chunks in [-1, 1], and which sequences were invalid; these give the nearest chunk that is defined.
+        """Return chunks in [-1, 1] on the device of the tokens, and which sequences were invalid, on any device.
+
+        Invalid sequences give the nearest chunk that is defined.
 
         Tokens from the first one outside of 0 .. V-1 on count as past the end.
         """

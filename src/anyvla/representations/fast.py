@@ -26,6 +26,7 @@ from anyvla.representations.codec import Codec, CodecError, reaches_power_of_ten
 from anyvla.representations.fast_bpe import FINEST, IntegerBPE, Processor, read_tokenizer, write_tokenizer
 from anyvla.robot.chunks import pad_with_last_action
 from anyvla.robot.space import ActionSpace
+from anyvla.transfer import send
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +114,9 @@ class FastCodec(Codec):
         coefficients, or was cut to L tokens.
         """
         bpe = self._fitted_bpe()
-        ended = (tokens < 0) | (tokens >= self.size)  # (M, L)
-        known = (~ended).long().cumprod(1).sum(1).tolist()
-        rows = [row[:n] for row, n in zip(tokens.tolist(), known, strict=True)]
+        ids = tokens.cpu()  # the device is waited for once
+        known = ((ids >= 0) & (ids < self.size)).long().cumprod(1).sum(1).tolist()
+        rows = [row[:n] for row, n in zip(ids.tolist(), known, strict=True)]
         resting = np.zeros((self.chunk, self.space.size))
         resting[0] = self._rest * self.scale * math.sqrt(self.chunk)
         coefficients = np.tile(resting.reshape(-1), (len(rows), 1))  # (M, N*A)
@@ -128,7 +129,7 @@ class FastCodec(Codec):
             valid[number] = whole or cut
         spectrum = coefficients.reshape(-1, self.chunk, self.space.size) / self.scale
         chunks = torch.from_numpy(self._basis.T @ spectrum).clamp(-1, 1)
-        return chunks.float().to(tokens.device), torch.from_numpy(~valid).to(tokens.device)
+        return send(chunks.float(), tokens.device), torch.from_numpy(~valid)
 
     def save(self, folder: Path) -> None:
         """Write a FAST tokenizer as published, and L and the resting action beside it."""

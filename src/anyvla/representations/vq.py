@@ -26,6 +26,7 @@ from anyvla.limits import COUNT, WEIGHT, WIDTH
 from anyvla.representations.codec import Codec, CodecError, gripper_dims
 from anyvla.robot.chunks import pad_with_last_action
 from anyvla.robot.space import ActionSpace
+from anyvla.transfer import send
 
 FILE = "vq.safetensors"
 SIDES = ("encoder", "decoder")
@@ -107,7 +108,7 @@ class VQCodec(Codec):
         )
         chunks = (chunks + self._learned["mean"]).clamp(-1, 1)
         chunks = torch.where(known[:, :1, None] > 0, chunks, self._learned["rest"])
-        return chunks.float().to(tokens.device), ~known[:, -1].bool().to(tokens.device)
+        return send(chunks.float(), tokens.device), ~known[:, -1].bool()
 
     def save(self, folder: Path) -> None:
         """Write all learned tensors, float32."""

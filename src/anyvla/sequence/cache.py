@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from anyvla.transfer import send
+
 
 @dataclass
 class Cache:
@@ -44,15 +46,27 @@ class Cache:
 
     def extract_row(self, row: int) -> Cache:
         """Return the cache of one sequence, without its padding."""
-        if self.valid is None:
-            raise ValueError("an empty cache has no sequences")
-        kept = self.valid[row].nonzero().squeeze(1)
+        return extract_rows([(self, row)])[0]
 
-        def extract(tensors: Sequence[Tensor], along: int | None) -> Tensor:
-            own = tensors[0][row : row + 1]
-            return own if along is None else own.index_select(along, kept)
 
-        return _map_tensors(extract, [self])
+def extract_rows(rows: Sequence[tuple[Cache, int]]) -> list[Cache]:
+    """Return the caches of single sequences, each without its padding. The device is asked once."""
+    masks = [cache.valid[row] for cache, row in rows if cache.valid is not None]
+    if len(masks) < len(rows):
+        raise ValueError("an empty cache has no sequences")
+    found = torch.cat(masks).cpu().split([len(mask) for mask in masks])
+    return [_extract(cache, row, mask) for (cache, row), mask in zip(rows, found, strict=True)]
+
+
+def _extract(cache: Cache, row: int, valid: Bool[Tensor, "K"]) -> Cache:
+    assert cache.valid is not None
+    kept = send(valid.nonzero().squeeze(1), cache.valid.device)
+
+    def extract(tensors: Sequence[Tensor], along: int | None) -> Tensor:
+        own = tensors[0][row : row + 1]
+        return own if along is None else own.index_select(along, kept)
+
+    return _map_tensors(extract, [cache])
 
 
 def concat_caches(caches: Sequence[Cache]) -> Cache:

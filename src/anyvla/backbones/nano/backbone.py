@@ -22,7 +22,7 @@ from anyvla.backbones.adapting.options import Options
 from anyvla.backbones.auto import AutoBackbone, LoadedModel
 from anyvla.backbones.base import CAPABILITIES, Cache
 from anyvla.backbones.hooks import set_attribute
-from anyvla.backbones.nano.layers import simplify_layers
+from anyvla.backbones.nano.layers import simplify_layers, trust_layout
 from anyvla.backbones.nano_vision import NanoVisionConfig
 from anyvla.config import STRICT
 from anyvla.limits import COUNT, LAYERS, PIXELS, SEED, WIDTH
@@ -63,6 +63,7 @@ class NanoBackbone(AutoBackbone):
         if assets is not None:
             loaded = super().load(config, assets)
             simplify_layers(loaded.model.model.language_model)
+            trust_layout(loaded.model.model)
             return loaded
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
         with torch.random.fork_rng(devices=[]):
@@ -71,6 +72,7 @@ class NanoBackbone(AutoBackbone):
                 _model_config(config, tokenizer), dtype=getattr(torch, config.dtype)
             )
         simplify_layers(model.model.language_model)
+        trust_layout(model.model)
         size = {"height": config.image_size, "width": config.image_size}
         preprocessor = {"size": size, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         return LoadedModel(model, tokenizer, preprocessor)
@@ -100,7 +102,7 @@ class NanoBackbone(AutoBackbone):
         language = core.language_model
         features = core.multi_modal_projector(self.read_features(sequence.images)).flatten(0, 1)
         ids = sequence.input_ids
-        images = self.get_image_mask(sequence).flatten().nonzero().squeeze(1)
+        images = self.find_images(sequence)
         x = language.embed_tokens(ids).flatten(0, 1)
         for places, embeddings in ((images, features), (positions, values)):
             x = x.index_copy(0, places, embeddings.to(x.dtype))
@@ -117,9 +119,9 @@ def _group_by_sequence(positions: Int64[Tensor, "n"], sequence: TokenSequence) -
     count, length = sequence.input_ids.shape
     if not len(sequence.images) or len(positions) % count:
         return None
-    rows = positions.view(count, -1)
-    first = torch.arange(count, device=rows.device)[:, None] * length
-    own = rows - first
+    own = positions.view(count, -1) - torch.arange(count, device=positions.device)[:, None] * length
+    if sequence.on_host is not None:
+        return own if len(set(sequence.on_host.query_mask.sum(1).tolist())) == 1 else None
     return own if bool(((own >= 0) & (own < length)).all()) else None
 
 

@@ -17,6 +17,7 @@ from anyvla.histories.interleaved import Interleaved
 from anyvla.histories.policy_head import SeparateSteps, SingleStep
 from anyvla.sequence.layout import lay_out
 from anyvla.sequence.tokens import StepTokens
+from anyvla.sequence.valid_steps import ValidSteps
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
 
@@ -72,13 +73,13 @@ def test_a_batch_of_windows_runs_the_tower_once_per_valid_image(
     backbone: AutoBackbone, history: History, readouts: int
 ) -> None:
     steps = [min(s, history.window) for s in STEPS]
-    mask = torch.arange(history.window)[None] < torch.tensor(steps)[:, None]
+    valid = ValidSteps(steps, history.window, torch.device("cpu"))
     instructions = [text for text, count in zip(TEXTS, steps, strict=True) for _ in range(count)]
     read = StepInputs(
         frames(sum(steps), 2), instructions, queries(backbone, readouts).expand(sum(steps), -1, -1), readouts
     )
     with count_images(backbone) as counts:
-        history.read_windows(backbone, read, mask, keep_cache=True)
+        history.read_windows(backbone, read, valid, keep_cache=True)
     assert counts == [sum(steps) * 2]
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from anyvla.sequence.tokens import TokenSequence
+from anyvla.transfer import send
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SequenceImages:
 
     def repeat(self, *numbers: int, dtype: torch.dtype = torch.int64) -> Int64[Tensor, "N n"] | Int32[Tensor, "N n"]:
         """Return these numbers once for each image."""
-        return torch.tensor([numbers], dtype=dtype, device=self.pixels.device).repeat(len(self.pixels), 1)
+        return send(torch.tensor([numbers], dtype=dtype), self.pixels.device).repeat(len(self.pixels), 1)
 
 
 def feed_flat(images: SequenceImages) -> dict[str, Tensor]:
