@@ -138,7 +138,7 @@ def test_readouts_and_gradients_are_those_of_transformers(
     ours, theirs = results
     assert set(ours) == set(theirs)
     for name, mine in ours.items():
-        torch.testing.assert_close(mine, theirs[name], atol=5e-6, rtol=5e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(mine, theirs[name], atol=2e-5, rtol=5e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_autocast_changes_readouts_by_rounding_only(
