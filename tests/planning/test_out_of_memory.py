@@ -3,11 +3,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from anyvla.config import build
+from anyvla.planning import out_of_memory
 from anyvla.planning.out_of_memory import is_out_of_memory
+from anyvla.recipe import Recipe
+from anyvla.training.config import TrainingConfig
+from tests.small import model, recipe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
 
@@ -23,6 +29,20 @@ def test_a_real_failure_to_allocate_becomes_the_plan_and_three_changes(tmp_path:
     assert "  1. --training.accumulate " in done.stderr
     assert "  2. --training.gradient_checkpointing true" in done.stderr
     assert "  3. " in done.stderr
+
+
+def test_the_plan_is_that_of_one_of_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+
+    def plan(planned_recipe: Recipe, *_: Any, **__: Any) -> None:
+        planned.append(planned_recipe.training.batch_size)
+        raise ValueError("none here")
+
+    monkeypatch.setattr(out_of_memory, "make_plan", plan)
+    given = recipe(model(), build(TrainingConfig, {"batch_size": 32}))
+    text = out_of_memory.explain_out_of_memory(MemoryError("full"), given, tmp_path, processes=4)
+    assert planned == [8]
+    assert "in one of 4 processes. Below, batch_size is the 8 windows of one process" in text
 
 
 def test_other_errors_are_not_taken_for_it() -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from anyvla.cli.stopping import STOPPED
+from anyvla.interrupted import Interrupted
 from tests.training.shared_runs import FLOW, Runs, assert_same
 
 STEPS = 40
@@ -105,3 +106,41 @@ def test_a_number_that_is_not_finite_is_named_on_whichever_process_it_is(runs: R
     assert where in main.err
     assert "1 of 2 samples cause it: " in main.err
     assert "proprio group 'position', dim 1 is nan" in main.err
+
+
+def measure_and_stop(*arguments: str) -> int:
+    """Train; process 0 measures for longer than the others need for a step, and is then asked to stop."""
+    import anyvla.cli.train as command
+    from anyvla.cli.main import main
+
+    class Slow:
+        every, names, saves_first = 3, {"slow": True}, True
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def report_to(self, *_: Any) -> None: ...
+
+        def start(self, vla: Any) -> Slow:
+            return self
+
+        def describe(self) -> str:
+            return "slow"
+
+        def measure(self, step: int) -> dict[str, float]:
+            time.sleep(1.0)
+            if step == 6:
+                raise Interrupted("stopped in the evaluation")
+            return {"slow": 0.5}
+
+    command.InTrainingEvaluation = Slow  # type: ignore[assignment, misc]
+    return main(["train", *arguments, "--training.evaluate.benchmark", "metaworld/mt10"])
+
+
+def test_the_others_wait_for_a_measurement_and_stop_with_it(runs: Runs) -> None:
+    given = [runs.recipe(**LONG), "--out", runs.folder / "measured"]
+    main, other = runs.launch(measure_and_stop, 2, *given)
+    assert (main.status, other.status, other.err) == (STOPPED, STOPPED, "")
+    assert "train: stopped in the evaluation" in main.err
+    assert [line["step"] for line in runs.lines("measured") if "slow" in line] == [3]
+    assert runs.count_logged("measured") == 6 + 1
+    assert (runs.folder / "measured/train/step-00000006").is_dir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from tests.small import NANO, SMALLEST
 from tests.training.shared_runs import FLOW, HEAD, Runs, assert_same
@@ -87,3 +88,15 @@ def test_a_chain_of_stages_is_trained_by_two_processes_as_by_one(runs: Runs) -> 
     for stage in ("first", "second"):
         assert_same(runs, f"one/stages/{stage}", f"two/stages/{stage}", steps=8)
     assert (runs.folder / "two/checkpoint").resolve() == runs.folder / "two/stages/second/checkpoint"
+
+
+@pytest.mark.slow
+def test_gradients_that_overflow_float16_are_skipped_by_all_processes(runs: Runs) -> None:
+    recipe = runs.recipe(decoder=FLOW, precision="float16", optim={"lr": 1e-3, "warmup_steps": 0})
+    for run, count in (("one", 1), ("two", 2)):
+        runs.finish(recipe, run, count)
+    one, two = (torch.tensor([of["loss"] for of in runs.lines(run) if "loss" in of]) for run in ("one", "two"))
+    assert any("overflowed_at_scale" in line for line in runs.lines("two"))
+    torch.testing.assert_close(one, two, rtol=2e-2, atol=0)
+    assert two[-5:].mean() < 0.95 * two[:5].mean()
+    assert all(weight.isfinite().all() for weight in runs.weights("two").values())

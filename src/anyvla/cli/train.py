@@ -122,7 +122,7 @@ def train(
             say = partial(console.print, soft_wrap=True)
             for of in evaluations:
                 of.report_to(say, bar, stop)
-            with explaining_out_of_memory(recipe, run):
+            with explaining_out_of_memory(recipe, run, processes.count):
                 checkpoint = run_training(
                     recipe,
                     mixture,

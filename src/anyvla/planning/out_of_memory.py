@@ -6,6 +6,7 @@ import gc
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,14 +24,17 @@ class OutOfMemory(RuntimeError):
 
 
 @contextmanager
-def explaining_out_of_memory(recipe: Recipe, run: Path) -> Iterator[None]:
-    """Within the context, an out-of-memory error becomes OutOfMemory, with the plan and the cheapest changes."""
+def explaining_out_of_memory(recipe: Recipe, run: Path, processes: int = 1) -> Iterator[None]:
+    """Within the context, an out-of-memory error becomes OutOfMemory, with the plan and the cheapest changes.
+
+    `processes`: how many train together, each with its part of the batch.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        message = explain_out_of_memory(error, recipe, run)
+        message = explain_out_of_memory(error, recipe, run, processes)
     else:
         return
     raise OutOfMemory(message)
@@ -43,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MESSAGES)
 
 
-def explain_out_of_memory(error: BaseException, recipe: Recipe, run: Path) -> str:
+def explain_out_of_memory(error: BaseException, recipe: Recipe, run: Path, processes: int = 1) -> str:
     """Return a message with the memory by part and the three cheapest changes.
 
     Frees the memory of the failed training first, which the frames of the error's traceback hold.
@@ -51,6 +55,10 @@ def explain_out_of_memory(error: BaseException, recipe: Recipe, run: Path) -> st
     first = str(error).partition("\n")[0] or type(error).__name__
     _release(error)
     head = f"training ran out of memory ({first[:300]})"
+    if processes > 1:
+        rows = recipe.training.batch_size // processes
+        recipe = replace(recipe, training=replace(recipe.training, batch_size=rows))
+        head += f" in one of {processes} processes. Below, batch_size is the {rows} windows of one process"
     try:
         plan = make_plan(recipe, run, remedies=REMEDIES, failed=True)
     except Exception as failed:  # the message must come through, whatever hinders the plan
