@@ -14,12 +14,15 @@ from torch import Tensor
 
 from anyvla.checkpoint.of_run import step_folder
 from anyvla.config import build
+from anyvla.decoders.base import Loss
 from anyvla.files import tensor_files
+from anyvla.files.sharded_tensors import gather
 from anyvla.training import checkpoint, shard_writer
 from anyvla.training.ema import EmaConfig
 from anyvla.training.launchers import read_launch
 from anyvla.training.optim import OptimConfig
 from anyvla.training.processes import Processes
+from anyvla.training.sharded_gradients import ShardedGradients
 from anyvla.training.sharding import shard
 from anyvla.training.state import TrainingState
 from tests import small
@@ -78,6 +81,23 @@ def save_new(folder: str) -> None:
             if processes.is_main:
                 print(json.dumps(state.vla.predict(small.batch(2, 1)).tolist()))
         state.vla.loss(small.batch(2, 1), [torch.Generator().manual_seed(row) for row in range(2)]).total.backward()
+        print(json.dumps(use_different_weights(processes)))
+
+
+def use_different_weights(processes: Processes) -> dict[str, float]:
+    """Return the mean gradient of each weight that has one, if process 0 uses the queries and process 1 the decoder."""
+    vla = small.policy().train()
+
+    def loss(*_: Any) -> Loss:
+        used = vla.queries if processes.is_main else next(vla.decoder.parameters())
+        return Loss(used.sum(), torch.ones(()), {})
+
+    vla.loss = loss  # type: ignore[method-assign]
+    shard(vla, processes, torch.device("cpu"))
+    gradients = ShardedGradients(vla, processes)
+    with gradients.summing(last=True):
+        gradients.loss(small.batch(1, 1), None).total.backward()
+    return {name: float(gather(w.grad).mean()) for name, w in vla.named_parameters() if w.grad is not None}
 
 
 def save_again(folder: str, into: str) -> None:

@@ -175,7 +175,7 @@ def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     [
         ({"MIXED_PRECISION": "bf16"}, "mixed_precision bf16, .*--training.precision bfloat16"),
         ({"MIXED_PRECISION": "fp8"}, "mixed_precision fp8, .*no such precision"),
-        ({"USE_FSDP": "true"}, "asks for FSDP"),
+        ({"USE_FSDP": "true"}, "asks for FSDP, .*--training.shard true"),
         ({"USE_DEEPSPEED": "true"}, "asks for DeepSpeed, .*--multi_gpu"),
         ({"USE_MEGATRON_LM": "true"}, "Megatron-LM"),
         ({"USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
@@ -191,8 +191,14 @@ def test_options_of_accelerate_that_the_recipe_does_not_have_are_refused(asked: 
 
 
 def test_options_of_accelerate_that_the_recipe_has_are_taken() -> None:
-    config = build(TrainingConfig, {"compile": True, "accumulate": 4})
-    same = {"MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "INDUCTOR", "GRADIENT_ACCUMULATION_STEPS": "4", "USE_CPU": "1"}
+    config = build(TrainingConfig, {"compile": True, "accumulate": 4, "shard": True})
+    same = {
+        "MIXED_PRECISION": "bf16",
+        "USE_FSDP": "true",
+        "DYNAMO_BACKEND": "INDUCTOR",
+        "GRADIENT_ACCUMULATION_STEPS": "4",
+        "USE_CPU": "1",
+    }
     asked = {f"ACCELERATE_{k}": v for k, v in same.items()}
     check_accelerate_options(config, torch.device("cpu"), torch.bfloat16, asked)
     none = {"MIXED_PRECISION": "no", "DYNAMO_BACKEND": "NO", "USE_CPU": "False", "GRADIENT_ACCUMULATION_STEPS": "1"}

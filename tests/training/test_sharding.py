@@ -107,9 +107,17 @@ def test_it_loads_as_a_policy_and_as_the_start_of_another_training(saved: Path) 
 
 
 def test_process_0_acts_alone_with_the_average_of_the_weights(written: Saved) -> None:
-    (_, actions), (_,) = written.said
+    actions = written.said[0][1]
     expected = VLA.load(written.folder).predict(small.batch(2, 1))
     torch.testing.assert_close(torch.tensor(actions), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_that_no_process_uses_has_no_gradient(written: Saved) -> None:
+    """Zeros in its place would let the optimizer decay it."""
+    for said in written.said:
+        assert said[-1].pop("queries") == 1
+        assert list(said[-1].values()) == [1]
+        assert next(iter(said[-1])).startswith("decoder.")
 
 
 def test_a_process_that_cannot_write_fails_all_of_them_and_leaves_nothing(written: Saved) -> None:

@@ -30,8 +30,9 @@ def check_accelerate_options(
         name = str(_PRECISIONS.get(mixed, "")).removeprefix("torch.")
         remedy = f"set --training.precision {name}" if name else "anyvla has no such precision"
         raise _refusal(f"mixed_precision {mixed}", f"{remedy}, or launch with --mixed_precision no")
-    if "USE_FSDP" in asked:
-        raise _refusal("FSDP", "leave it out of the configuration (--multi_gpu in place of --use_fsdp)")
+    if "USE_FSDP" in asked and not config.shard:
+        remedy = "set --training.shard true, or leave it out of the configuration (--multi_gpu in place of --use_fsdp)"
+        raise _refusal("FSDP", remedy)
     for variable, name in (("USE_DEEPSPEED", "DeepSpeed"), ("USE_MEGATRON_LM", "Megatron-LM")):
         if variable in asked:
             raise _refusal(name, f"anyvla has no {name}: launch with --multi_gpu")
