@@ -37,6 +37,7 @@ TORCHRUN = {
         (STEP | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, Launch("srun", 1, 2, 1, "gpu3", 20007)),
         (STEP | {"SLURM_STEP_ID": "2", "SLURM_JOB_ID": "12000"}, Launch("srun", 0, 2, 0, "gpu3", 20002)),
         (STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}, Launch("srun", 0, 2, 0, "10.0.0.1", 29500)),
+        (STEP | {"PMI_SIZE": "2", "PMI_RANK": "0"}, Launch("srun", 0, 2, 0, "gpu3", 20007)),  # srun --mpi=pmi2
         (STEP | {"SLURM_JOB_NAME": "interactive"}, Launch("srun", 0, 2, 0, "gpu3", 20007)),  # in the shell of salloc
     ],
 )
@@ -61,6 +62,7 @@ def test_the_first_node_of_a_list_has_process_0(nodes: str, first: str) -> None:
         (TORCHRUN | {"LOCAL_RANK": "10"}, "process 9 of 16, number 10 of its machine"),
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, "Open MPI.* with torchrun, accelerate"),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "Intel MPI"),
+        (STEP | {"PMI_SIZE": "8", "PMI_RANK": "1"}, "Intel MPI"),  # mpirun, whose helpers srun has started
         (SRUN, r"the SLURM job has 2 tasks, and this is its script.*--ntasks 1"),
     ],
 )

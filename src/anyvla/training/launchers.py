@@ -45,13 +45,16 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     """
     if _count(environment.get("WORLD_SIZE")) > 1:
         return _read_torchrun(environment)
+    step = environment.get("SLURM_STEP_NUM_TASKS")
     for variable, launcher in _NOT_READ.items():
+        if variable == "PMI_SIZE" and environment.get(variable) == step:  # srun sets it too, where pmi2 is its default
+            continue
         if _count(environment.get(variable)) > 1:
             raise ConfigError(
                 f"{launcher} started {environment[variable]} processes ({variable}), each of them a training of its "
                 "own: start them with torchrun, accelerate launch or srun"
             )
-    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")  # a step may have fewer
+    tasks = step or environment.get("SLURM_NTASKS")  # a step may have fewer
     if "SLURM_PROCID" not in environment or _count(tasks) <= 1:
         return None
     if "SLURM_STEP_ID" in environment:
