@@ -61,8 +61,8 @@ def make_policy(recipe: Recipe, device: torch.device) -> tuple[VLA, Inputs]:
         for name, weight in vla.backbone.named_parameters():
             if weight.ndim > 1:
                 weight.normal_(std=0.02)
-            else:
-                weight.fill_(0.0 if "norm" not in name or "language" in name else 1.0)  # Gemma's norms add 1
+            else:  # biases, and norms: Gemma's add 1 to their weight
+                weight.fill_(1.0 if "norm" in name and "language" not in name and name.endswith("weight") else 0.0)
     return vla, inputs
 
 

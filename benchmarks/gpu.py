@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="models of a million weights, to see that it runs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all parts together")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all parts; the limit of each follows")
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu"))
     options = parser.parse_args()
     if options.device == "cpu" and not options.small:
@@ -137,7 +137,8 @@ def main() -> None:
         if left < 5:
             outcomes.append(Outcome(name, "out of time", 0.0, f"the {options.minutes:g} minutes are over"))
             continue
-        outcomes.append(run_part(name, given, min(PARTS[name].limit_s, left)))
+        limit_s = PARTS[name].limit_s * options.minutes / MINUTES
+        outcomes.append(run_part(name, given, min(limit_s, left)))
         newest = outcomes[-1]
         print(f"{name:12} {newest.status:12} {newest.seconds:5.0f} s  {newest.reason}", flush=True)
         for row in newest.rows:
