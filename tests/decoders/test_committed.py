@@ -149,7 +149,7 @@ def test_the_decoder_gets_committed_actions_as_training_normalizes_them() -> Non
     act(vla, [0], [HELD])
     data = small.batch(1, 1)
     data.actions[0, 0, :2] = torch.from_numpy(HELD)
-    expected = vla._normalize_actions(data)[0, :2]
+    expected = vla.action_normalizer.normalize(data.actions, data.robots)[0, 0, :2]
     torch.testing.assert_close(seen[0].actions[0, :2], expected)
     assert seen[0].mask.tolist() == [[True, True, False, False]]
 
