@@ -36,7 +36,10 @@ class Gradients:
         return float(self.processes.count)
 
     def rebuild(self) -> None:
-        """Take the weights that are trained from now on; call it in all processes after some were (un)frozen."""
+        """Sum the gradients of the weights that are trained from now on, and no others: frozen ones take no memory.
+
+        All processes call it after some were frozen or unfrozen.
+        """
         if self.processes.count == 1:
             return
         from torch.nn.parallel import DistributedDataParallel
