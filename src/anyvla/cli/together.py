@@ -40,7 +40,7 @@ def silent_unless_first(launch: Launch | None) -> Iterator[None]:
     console.quiet = True
     try:
         with (
-            open(os.devnull, "w") as nowhere,  # noqa: PTH123
+            open(os.devnull, "w", encoding="utf-8") as nowhere,  # noqa: PTH123
             contextlib.redirect_stdout(nowhere),
             contextlib.redirect_stderr(nowhere),
             warnings.catch_warnings(action="ignore"),
