@@ -80,7 +80,7 @@ def test_losses_and_weights_are_those_of_one_process(runs: Runs, keys: dict[str,
     recipe = runs.recipe(**keys)
     runs.finish(recipe, "one", 1)
     runs.finish(recipe, "sharded", count, *SHARD)
-    tolerance = 1e-5 if keys is MUON else 1e-6  # Muon multiplies in bfloat16, which makes last bits larger
+    tolerance = 2e-5 if keys is MUON else 1e-6  # Muon multiplies in bfloat16, which makes last bits larger
     assert_same(runs, "one", "sharded", tolerance=tolerance)
 
 
