@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
+import torch
 from torch import nn
 
 from anyvla.files.sharded_tensors import local
@@ -44,7 +45,10 @@ class IdleWeights:
         own = [] if batch.samples is None else batch.samples[:, 0].unique().tolist()
         self._unseen -= {source for seen in self._processes.gather(own) for source in seen}
         trained = {name: weight for name, weight in self._idle.items() if weight.requires_grad}
-        self._idle = {n: w for n, w in trained.items() if w.grad is None or not local(w.grad).any()}
+        moved = {name: local(weight.grad).any() for name, weight in trained.items() if weight.grad is not None}
+        # read at once: a GPU would be waited for at every weight
+        seen = dict(zip(moved, torch.stack(list(moved.values())).tolist() if moved else [], strict=True))
+        self._idle = {name: weight for name, weight in trained.items() if not seen.get(name)}
         self._done = last or (self._steps >= _STEPS and (not self._unseen or self._steps >= _MOST_STEPS))
         if not self._done:
             return
