@@ -112,12 +112,11 @@ def test_a_data_set_that_another_process_samples_was_seen() -> None:
     vla, seen = policy(), dataclasses.replace(batch(2, 1), samples=torch.tensor([[0, 0, 0], [0, 3, 1]]))
     for weight in vla.parameters():
         weight.grad = torch.zeros_like(weight)
-    others = Pretended(0, 2, says=[[1], [1]])
+    others = Pretended(0, 2)
+    others.gather = lambda own: [own, [1] if own == [0] else own]  # data set 1, and the same idle weights as ours
     watch = IdleWeights(vla, 2, "error", others)
     for _ in range(9):
         watch.look(seen, last=False)
-    others.says = None  # its idle weights are the same as ours
-    others.gather = lambda own: [own, [1] if own == [0] else own]
     with pytest.raises(TrainingError, match="in 10 steps"):
         watch.look(seen, last=False)
 
