@@ -1,4 +1,6 @@
-"""The exception that ends long work early because a person asked for it."""
+"""The exception that ends long work early because a person asked for it, and the exit status that follows."""
+
+STOPPED = 130  # the exit status of a stopped command; shells use it for Ctrl-C
 
 
 class Interrupted(Exception):

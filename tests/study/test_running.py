@@ -15,6 +15,7 @@ from anyvla.backbones.nano.backbone import NanoBackbone
 from anyvla.cli.study.command import main
 from anyvla.cli.study.run import finish
 from anyvla.config import ConfigError, to_dict
+from anyvla.interrupted import STOPPED
 from anyvla.study.file import read_study
 from anyvla.study.folder import StudyFolder
 from anyvla.study.overview import Overview, look
@@ -138,11 +139,13 @@ def test_more_episodes_are_added_to_those_that_exist(copy: Path) -> None:
     assert all(len(played.outcomes) == 3 for played in line.episodes)
 
 
-def test_a_failed_cell_is_kept_with_its_error_and_others_go_on(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [None, STOPPED])
+def test_a_failed_cell_is_kept_with_its_error_and_others_go_on(made: Path, tmp_path: Path, status: int | None) -> None:
+    """A job whose process is lost or stopped by others, as where a cluster needs the machine, runs again at first."""
     root = tmp_path / "out"
     shutil.copytree(made / "out", root, symlinks=True)
     path = write_study(tmp_path, **SMALL | {"seeds": [3]})
-    assert run(path, root, InProcess(fail=["train"])) == ["train"] * 6  # a job that is lost runs three times
+    assert run(path, root, InProcess(["train"], status)) == ["train"] * 6  # a job that is lost runs three times
     found = lines(root)
     assert {line.state for cell, line in found.items() if "seed=3" in cell} == {"failed"}
     assert found["chunk=2,seed=3"].error.startswith("train: its machine is gone")

@@ -40,10 +40,10 @@ def write_study(folder: Path, recipe: dict[str, Any] | None = None, **keys: Any)
 
 
 class InProcess(Executor):
-    """Runs each job at once, in this process. `fail` names kinds of jobs whose process is lost."""
+    """Runs each job at once, in this process. `fail` names kinds of jobs whose process is lost or stopped by others."""
 
-    def __init__(self, fail: Sequence[str] = ()) -> None:
-        self.fail, self.ran, self._ended = fail, list[str](), list[Ended]()
+    def __init__(self, fail: Sequence[str] = (), status: int | None = None) -> None:
+        self.fail, self.status, self.ran, self._ended = fail, status, list[str](), list[Ended]()
 
     def has_room(self, needs: Needs) -> bool:
         return not self._ended
@@ -53,7 +53,7 @@ class InProcess(Executor):
 
         self.ran.append(task.name)
         lost = task.name.partition("-")[0] in self.fail
-        status = None if lost else main(list(task.command[len(ANYVLA) :]))
+        status = self.status if lost else main(list(task.command[len(ANYVLA) :]))
         self._ended.append(Ended(task.name, status, "its machine is gone" if lost else ""))
 
     def wait(self, seconds: float) -> list[Ended]:

@@ -13,8 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from anyvla.cli.stopping import STOPPED
-from anyvla.interrupted import Interrupted
+from anyvla.interrupted import STOPPED, Interrupted
 from tests.training.shared_runs import FLOW, Runs, assert_same
 
 STEPS = 40

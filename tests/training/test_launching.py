@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from anyvla.cli.stopping import STOPPED
+from anyvla.interrupted import STOPPED
 from tests.training.launched import ROOT, environment, free_port, torchrun
 from tests.training.shared_runs import FLOW, Runs, assert_same
 

@@ -26,9 +26,8 @@ from rich.text import Text
 
 from anyvla.cli.console import Console, visible
 from anyvla.cli.os_errors import explain
-from anyvla.cli.stopping import STOPPED
 from anyvla.files.stage_paths import stage_folder
-from anyvla.interrupted import Interrupted
+from anyvla.interrupted import STOPPED, Interrupted
 
 if TYPE_CHECKING:
     from anyvla.recipe import Recipe

@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError:  # libraries would fail with less helpful messages
         print(f"{name}: the current folder was removed: cd to another one", file=sys.stderr)
         return 1
-    from anyvla.cli.stopping import STOPPED, end_process, stoppable
+    from anyvla.cli.stopping import end_process, stoppable
+    from anyvla.interrupted import STOPPED
 
     try:
         with stoppable(name):

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from anyvla.interrupted import Interrupted
+from anyvla.interrupted import STOPPED, Interrupted
 from anyvla_sim.signals import STOPPING
 
-STOPPED = 130  # the exit status of a stopped command; shells use it for Ctrl-C
 _AT_ONCE_AFTER_S = 1.0  # `timeout` and others send a signal twice; a person does not press Ctrl-C twice that fast
 
 

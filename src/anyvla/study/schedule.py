@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
+from anyvla.interrupted import STOPPED
 from anyvla.study.executors.base import Ended, Executor, Needs, Task
 from anyvla.study.folder import LOG, Failure, StudyFolder
 from anyvla.study.jobs import Job, Kind
@@ -14,7 +15,7 @@ from anyvla.study.jobs import Job, Kind
 ANYVLA = (sys.executable, "-m", "anyvla")  # on the machine of a job too
 IN_USE = 75  # the exit status of a job whose folder another process uses
 _RETRY_S = 10.0  # until such a job is tried again
-_LOSSES = 3  # of a job with its machine, then it has failed
+_LOSSES = 3  # of a job with its machine, or stops by others, then it has failed
 _FIRST: Mapping[Kind, int] = {"evaluate": 0, "codec": 1, "train": 2, "collect": 3}  # so that cells end early
 
 
@@ -103,7 +104,7 @@ class Scheduler:
         if ended.status == IN_USE:
             self._later[job.name] = time.monotonic() + _RETRY_S
             return False
-        if ended.status is None and self._folder.done(job) is None:
+        if ended.status in (None, STOPPED) and self._folder.done(job) is None:  # as by a cluster that needs the machine
             self._lost[job.name] += 1
             if self._lost[job.name] < _LOSSES:
                 return False
