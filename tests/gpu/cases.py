@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import tempfile
 import traceback
@@ -18,6 +19,7 @@ from anyvla.training.action_tokens import ActionTokens
 from anyvla.training.config import TrainingConfig
 from anyvla.training.state import TrainingState
 from anyvla.training.step import OptimizerStep
+from anyvla.types import Batch
 from tests import small
 from tests.backbones.families import FAMILIES
 from tests.backbones.families.common import write_family
@@ -41,33 +43,44 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def examine(gpu: PretendGpu, vla: VLA) -> dict[str, dict[str, int]]:
-    """Return the waits of an optimizer step, and of a call of `act` for two sessions, after a first one of each."""
-    windows = small.batch(WINDOWS, vla.history.window if vla.history.fuses and not vla.history.carries_state else STEPS)
-    if not vla.history.fuses:
-        windows = small.cut(windows, 0, 1)
-    windows = replace(windows, counts=[windows.step_mask.shape[1]] * WINDOWS)  # as batches of a data set have
-    if vla.codec is not None:
-        tokens = ActionTokens(vla, vla.codec).encode(
-            windows.actions.numpy(), windows.action_mask.numpy(), windows.step_mask.numpy(), windows.robots.numpy()
-        )
-        windows = replace(windows, tokens=torch.from_numpy(tokens))
-    config = build(TrainingConfig, {"steps": 10, "batch_size": WINDOWS, "device": "cuda", "optim": {"warmup_steps": 0}})
-    vla.train()
-    step = OptimizerStep(TrainingState(vla, config.optim), config, GPU)
-    found = {}
+def examine(gpu: PretendGpu, vla: VLA) -> dict[str, Any]:
+    """Return the waits of an optimizer step and of `act` for two sessions, and how far results are from a CPU's."""
+    windows = make_windows(vla)
+    here, there = run(gpu, copy.deepcopy(vla), windows, torch.device("cpu")), run(gpu, move(vla), windows, GPU)
+    far = {name: float((here[name] - there[name]).abs().max()) for name in ("loss", "actions")}
+    return {"step": there["step"], "act": there["act"], "far": far}
+
+
+def make_windows(vla: VLA) -> Batch:
+    """Return a batch as one of a data set, with windows of different lengths if the history has more than one step."""
+    length = STEPS if vla.history.fuses else 1
+    windows = small.batch(WINDOWS, length)
+    counts = [length, *[max(1, length - 1)] * (WINDOWS - 1)]
+    mask = torch.arange(length) < torch.tensor(counts)[:, None]
+    windows = replace(windows, counts=counts, step_mask=mask, action_mask=windows.action_mask & mask[..., None])
+    if vla.codec is None:
+        return windows
+    arrays = (windows.actions, windows.action_mask, windows.step_mask, windows.robots)
+    tokens = ActionTokens(vla, vla.codec).encode(*(tensor.numpy() for tensor in arrays))
+    return replace(windows, tokens=torch.from_numpy(tokens))
+
+
+def run(gpu: PretendGpu, vla: VLA, windows: Batch, device: torch.device) -> dict[str, Any]:
+    """Return the waits of the last of some optimizer steps and calls of `act`, with the loss and the actions."""
+    keys = {"steps": 10, "batch_size": WINDOWS, "device": device.type, "precision": "float32"}
+    config = build(TrainingConfig, {**keys, "optim": {"warmup_steps": 0, "lr": 1e-5}})
+    step = OptimizerStep(TrainingState(vla.train(), config.optim), config, device)
     for number in range(2):
-        with gpu.counting() as waits:
-            step(windows.pin_memory(), number, None)
-        found["step"] = dict(waits)
+        with gpu.counting() as of_step:
+            loss = step(windows.pin_memory() if device == GPU else windows, number, None).loss
     vla.eval()
     sessions = [vla.start(text) for text in windows.instructions[:2]]
-    for _ in range(3):
-        observations = [small.observation(windows, row, 0) for row in range(2)]
-        with gpu.counting() as waits, torch.no_grad():  # wrapped tensors know no inference mode
-            inspect.unwrap(VLA.act)(vla, observations, sessions)
-        found["act"] = dict(waits)
-    return found
+    for number in range(3):
+        observations = [small.observation(windows, row, number % windows.images.shape[1]) for row in range(2)]
+        with gpu.counting() as of_act, torch.no_grad():  # wrapped tensors know no inference mode
+            chunks = inspect.unwrap(VLA.act)(vla, observations, sessions)
+    actions = torch.stack([torch.from_numpy(chunk.actions) for chunk in chunks])
+    return {"step": dict(of_step), "act": dict(of_act), "loss": torch.tensor(loss), "actions": actions}
 
 
 def make_structure(name: str, folder: Path) -> VLA:
@@ -130,7 +143,7 @@ def examine_all(names: Sequence[str]) -> dict[str, Any]:
             vla = make(name, Path(folder))
             with PretendGpu() as gpu:
                 try:
-                    found[name] = examine(gpu, move(vla))
+                    found[name] = examine(gpu, vla)
                 except Exception:
                     found[name] = {"error": traceback.format_exc()}
     return found | {"pretend": examine_pretend()}
