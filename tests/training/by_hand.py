@@ -146,7 +146,8 @@ def distances(vla: VLA, batch: Batch, noise: list[torch.Generator]) -> dict[str,
 
 def join(batches: list[Batch]) -> Batch:
     columns = {name: [getattr(b, name) for b in batches] for name in vars(batches[0])}
-    del columns["samples"], columns["first_row"]
+    for name in ("samples", "first_row", "tokens", "counts"):
+        del columns[name]
     texts = [text for (text,) in columns.pop("instructions")]
     return Batch(instructions=texts, **{name: torch.cat(of) for name, of in columns.items()})
 

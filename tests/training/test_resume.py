@@ -129,7 +129,7 @@ MAY_CHANGE = {  # speed, places, rounding, and what is written; all other settin
     "training.steps", "training.device", "training.precision", "training.log_every", "training.checkpoint_every",
     "training.keep.last", "training.keep.best", "training.keep.every", "training.validate_every", "training.best",
     "training.track_project", "training.spikes.threshold", "training.gradient_checkpointing", "training.compile",
-    "training.features_gb", "training.accumulate",
+    "training.features_gb", "training.accumulate", "training.shard",
 }  # fmt: skip
 TEXTS = ["constant", "bfloat16", "cpu", "skip", "drop", "rot6d", "tool", "pad", "warn", "minmax", "head", "token", "l2"]
 
