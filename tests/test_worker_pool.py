@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +73,28 @@ def test_a_dead_worker_ends_the_work_with_one_line_and_ends_all_workers() -> Non
             for future in pool.finished([sleeping, dying]):
                 future.result()
     assert all(not process.is_alive() for process in pool._context.started)
+
+
+def _die_while_answering(_: int) -> None:
+    [queue] = [found for found in gc.get_objects() if isinstance(found, SimpleQueue)]
+    os.write(queue._writer.fileno(), struct.pack("!i", 1000) + b"the first bytes of a result")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("by", ["itself", "the pool"])
+def test_a_worker_that_is_killed_while_it_answers_does_not_hang_the_work(by: str) -> None:
+    """As by a lack of memory: half of a result is in the pipe."""
+    pool = WorkerPool(1, remedy="use fewer")
+    coming = pool.submit(_die_while_answering, 0)
+    until(lambda: any(process.exitcode for process in pool._context.started))
+    begin = time.monotonic()
+    if by == "itself":
+        with pytest.raises(WorkerDied, match="exit status -9"), pool:
+            until(lambda: bool(pool.finished([coming], 0.1)))
+    else:
+        with pool:
+            pool.kill()
+    assert time.monotonic() - begin < 10
 
 
 def test_an_interrupt_does_not_wait_for_a_worker_that_hangs() -> None:

@@ -103,6 +103,11 @@ class WorkerPool(ProcessPoolExecutor):
         for process in self._context.started:
             if process.pid is not None:
                 process.terminate()
+        # The thread that reads results may have half of one, from a worker killed while it wrote. It waits for the rest
+        # as long as anybody could write it, and this process holds the pipe open for workers to come.
+        queue: Any = getattr(self, "_result_queue", None)  # None: shut down before
+        if queue is not None:
+            queue._writer.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
