@@ -51,14 +51,14 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part runs."""
+    """The device of a part of the benchmark, and whether its models are small."""
 
     device: torch.device
     small: bool
 
     @property
     def has_gpu(self) -> bool:
-        """Whether the device is one of CUDA."""
+        """Whether CUDA runs on the device."""
         return self.device.type == "cuda"
 
     def wait(self) -> None:

@@ -62,7 +62,7 @@ class Choice:
     only_if: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def counts(self, benchmarks: Iterable[str], facts: Facts) -> bool:
-        """Return whether what was found on these benchmarks says something about a situation."""
+        """Return whether findings on these benchmarks apply to a situation."""
         conditions = [self.only_if.get(benchmark, {}) for benchmark in benchmarks]
         return all(_holds(facts[name], wanted) for needed in conditions for name, wanted in needed.items())
 

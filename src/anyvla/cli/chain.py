@@ -79,7 +79,7 @@ def read_chain(options: argparse.Namespace, overrides: Sequence[str]) -> Chain |
 def train_chain(chain: Chain, train: Callable[[Recipe, Path], Path], processes: Processes | None = None) -> Path:
     """Train the stages that are not finished, in order, by `train`. Return the checkpoint of the last one.
 
-    `processes`: this process among those that train together, which all call this; None: there is one.
+    `processes`: those of this training, each of which calls this function. None: there is only this process.
 
     Raises ConfigError, before any stage begins, if one was begun with other settings, lacks its data, or
     cannot start from its policy.

@@ -95,8 +95,8 @@ def train(
 ) -> Path:
     """Train the recipe in its run folder, and profile some steps of it. Return the checkpoint.
 
-    `features`: a folder in which several trainings keep the features of frozen vision towers. `processes`: this process
-    among those that train together, which all call this; None: there is one.
+    `features`: a folder in which several trainings keep the features of frozen vision towers. `processes`: those of
+    this training, each of which calls this function. None: there is only this process.
     """
     from anyvla.planning.out_of_memory import explaining_out_of_memory
     from anyvla.training.loop import train as run_training

@@ -170,7 +170,7 @@ def sample_by_window(
     generators: Sequence[torch.Generator] | None,
     sample: Callable[[int, torch.Generator | None], Shaped[Tensor, "m ..."]],
 ) -> Shaped[Tensor, "M ..."]:
-    """Return random numbers for M = `count` steps, of which those of one window are sampled at once.
+    """Return random numbers for M = `count` steps. Those of all steps of a window are sampled at once.
 
     `generators`: one for each step, the same for the consecutive steps of a window. `sample(m, generator)` returns the
     numbers of m steps. Raises ValueError for another number of generators.

@@ -35,7 +35,7 @@ class ValidSteps:
 
     @property
     def all_valid(self) -> bool:
-        """Whether no window is shorter than T."""
+        """Whether all windows have T valid steps."""
         return all(count == self.length for count in self.counts)
 
     @cached_property

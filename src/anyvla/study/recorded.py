@@ -1,7 +1,6 @@
 """Find the cells whose results the store has, so that their jobs need not run again.
 
-A store is small enough to be shared, unlike the folders of jobs. With one, a study goes on from the cells that
-another machine has finished.
+A store is small enough to be shared, unlike the folders of jobs. So another machine can continue a study.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ def train(
     `mixture` is the opened data of the recipe. `say` gets lines for people before the first step and while the first
     frames are decoded. `measurements` start with the policy; their numbers are logged. `profile`: the number of
     steps to profile into `run/profile`, which changes no result. `features`: a folder in which several trainings keep
-    the features of frozen vision towers. `processes`: this process among those that train together, which all call
-    this; the first one writes the run, measures and calls `progress` and `say`. None: there is one.
+    the features of frozen vision towers. `processes`: those of this training, each of which calls this function;
+    the first one writes the run, measures and calls `progress` and `say`. None: there is only this process.
 
     Raises ConfigError if the checkpoint in `run` is of another recipe, if `training.init_from` cannot be used, if
     `training.best` is not measured or if the processes differ, CodecError unless `run/codec` is the codec of the
