@@ -47,9 +47,14 @@ class Batch:
 
     def cut(self, begin: int, end: int) -> Batch:
         """Return the windows `begin` to `end`."""
-        fields = {name: value for name, value in vars(self).items() if isinstance(value, Sequence | Tensor)}
-        cut: dict[str, Any] = {name: value[begin:end] for name, value in fields.items()}
-        return replace(self, **cut, first_row=self.first_row + begin)
+        return replace(self._with_windows(lambda of: of[begin:end]), first_row=self.first_row + begin)
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """Return the windows of these numbers."""
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        return self._with_windows(
+            lambda of: of[chosen.to(of.device)] if isinstance(of, Tensor) else [of[row] for row in rows]
+        )
 
     def spread(self, values: Sequence[T]) -> list[T]:
         """Return the value of each window once for each of its valid steps."""
@@ -64,6 +69,10 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Return the batch with its tensors in pinned memory, from which a GPU copies them by itself."""
         return self._with_tensors(Tensor.pin_memory)
+
+    def _with_windows(self, change: Callable[[Any], Any]) -> Batch:
+        fields = {name: value for name, value in vars(self).items() if isinstance(value, Sequence | Tensor)}
+        return replace(self, **{name: change(value) for name, value in fields.items()})
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -249,7 +249,7 @@ class AutoBackbone(TokenBackbone):
         elif self.resampler is None:
             yield dict(self.quirk.image_inputs(images)) | given
         else:  # the model reads text, with the embeddings at the image tokens overwritten
-            positions = images.image_mask.flatten().nonzero().squeeze(1)
+            positions = self.find_images(sequence)
             tokens = self.resampler(self._features(images)).flatten(0, 1)
             with overwrite_embeddings(self.embedding, sequence.input_ids.shape, positions, tokens):
                 ids = {"input_ids": sequence.input_ids.masked_fill(images.image_mask, self.query_id)}

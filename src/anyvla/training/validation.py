@@ -11,11 +11,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from anyvla.data.training.mixture import Mixture
 from anyvla.data.training.sampler import WindowIndices, spread_at_random
@@ -97,7 +95,7 @@ class Validation:
                 rows = self.windows.end_within(indices).nonzero()[0]
                 if len(rows):
                     generators = self._make_generators(batch, PREDICTIONS)
-                    self._measure_errors(_select(batch, rows), [generators[row] for row in rows], own)
+                    self._measure_errors(batch.select(rows.tolist()), [generators[row] for row in rows], own)
         numbers = _join(sums, self.windows.shares.tolist())
         if lost := [name for name, value in numbers.items() if not math.isfinite(value)]:
             logger.warning("step %d: not finite on the held-out episodes, and left out: %s", step, ", ".join(lost))
@@ -145,15 +143,6 @@ class Validation:
         for group, error in zip(robot.action.groups, errors, strict=True):
             scale = 100.0 if error.measure == "accuracy" else 1.0  # a share, as the success of an evaluation
             sums.add(name_error(group), sum(error.sums) / scale, sum(error.counts))
-
-
-def _select(batch: Batch, rows: Int64[np.ndarray, "B"]) -> Batch:
-    """Return some windows of a batch."""
-    if len(rows) == len(batch.instructions):
-        return batch
-    tensors = {k: v for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
-    chosen: dict[str, Any] = {k: v[torch.from_numpy(rows).to(v.device)] for k, v in tensors.items()}
-    return replace(batch, instructions=[batch.instructions[row] for row in rows], **chosen)
 
 
 def open_validation(recipe: TrainingRecipe, mixture: Mixture, vla: VLA, window: WindowConfig) -> list[Validation]:
