@@ -34,7 +34,7 @@ STRUCTURES = {  # waits of an optimizer step and of acting
     "none-expert": (2, 2),
     "interleaved-expert": (2, 4),
 }
-FAMILIES = {  # all but one wait are in the code of transformers
+FAMILIES = {  # most waits are in the code of transformers
     "paligemma": (3, 3),
     "kosmos-2": (4, 2),
     "mllama": (3, 3),
